@@ -1,0 +1,26 @@
+# Everything a newcomer needs: `make run`, `make test`. Python >= 3.11, pip and make are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test check clean
+
+run: .venv/train.installed
+	$(BIN)/python -m train run configs/digits.py $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: .venv/test.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# One stamp an extra: an install is repeated when the requirements change, and only then.
+.venv/%.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	if [ $* = test ]; then $(BIN)/pyright --version; fi # fetches the checker once, so that later runs are offline
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,29 @@
+"""Eight virtual devices, strict broadcasting, and PyTorch's models on a CPU build."""
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _declare_torchvision_operators():
+    """Lets torchvision import beside a torch for which its compiled operators do not load."""
+    import torch
+
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+# Kept for the life of the process: the schemas go when the object does.
+_TORCHVISION_OPERATORS = _declare_torchvision_operators()
+
+
+@pytest.fixture
+def x64():
+    """64-bit arithmetic for the length of a test."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,120 @@
+"""ConvNeXt (Liu et al., "A ConvNet for the 2020s", arXiv 2201.03545), channels last.
+
+One module serves torchvision's tiny, small and base, and timm's atto, femto, pico and nano: the 1x1 convolutions
+of the latter are the linear layers of the former.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from vcreg_jax.models.layers import DropPath
+from vcreg_jax.regularizers import Sites
+
+# Torch's trunc_normal_(std=0.02) cuts at +-2, not at two standard deviations: a plain normal for all that matters.
+_weights = jax.nn.initializers.normal(0.02)
+_EPSILON = 1e-6
+
+
+class Block(nnx.Module):
+    """x + drop_path(layer_scale * mlp(norm(depthwise(x)))), then `sites.block`."""
+
+    def __init__(self, dim: int, drop_rate: float, sites: Sites, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.depthwise = nnx.Conv(
+            dim, dim, (7, 7), padding=3, feature_group_count=dim, kernel_init=_weights, dtype=dtype, rngs=rngs
+        )
+        self.norm = nnx.LayerNorm(dim, epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
+        self.expand = nnx.Linear(dim, 4 * dim, kernel_init=_weights, dtype=dtype, rngs=rngs)
+        self.project = nnx.Linear(4 * dim, dim, kernel_init=_weights, dtype=dtype, rngs=rngs)
+        self.layer_scale = nnx.Param(jnp.full((dim,), 1e-6))
+        self.drop_path = DropPath(drop_rate)
+        self.regularize = sites.block
+
+    def __call__(self, x: Float[Array, "b h w c"], rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+        """The block's output, of the shape of its input."""
+        y = self.norm(self.depthwise(x))
+        y = self.project(jax.nn.gelu(self.expand(y), approximate=False))
+        y = self.drop_path(y * jnp.broadcast_to(self.layer_scale[...].astype(y.dtype), y.shape), rngs)
+        return self.regularize(x + y)
+
+
+class Downsample(nnx.Module):
+    """Norm and a 2x2 convolution of stride 2, then `sites.downsample`; odd sizes are floored, as in torch."""
+
+    def __init__(self, in_dim: int, out_dim: int, sites: Sites, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(in_dim, epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
+        self.conv = nnx.Conv(
+            in_dim, out_dim, (2, 2), strides=2, padding="VALID", kernel_init=_weights, dtype=dtype, rngs=rngs
+        )
+        self.regularize = sites.downsample
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """The map at half the resolution."""
+        return self.regularize(self.conv(self.norm(x)))
+
+
+class ConvNeXt(nnx.Module):
+    """A ConvNeXt classifier; a call returns `(logits, features)`.
+
+    Args:
+      depths: blocks in each stage.
+      dims: channels of each stage.
+      patch_size: side of the stem's patches, 4 in every published size.
+      num_classes: width of the logits.
+      in_channels: channels of the images.
+      stochastic_depth: drop rate of the last block; earlier blocks' rates grow linearly from 0.
+      sites: where regularizers are applied.
+      dtype: of the computation; parameters are float32.
+      rngs: its `params` stream draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, ...],
+        dims: tuple[int, ...],
+        patch_size: int = 4,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        stochastic_depth: float = 0.0,
+        sites: Sites = Sites(),  # noqa: B008 - frozen
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        patch = (patch_size, patch_size)
+        self.stem_conv = nnx.Conv(
+            in_channels, dims[0], patch, strides=patch, padding="VALID", kernel_init=_weights, dtype=dtype, rngs=rngs
+        )
+        self.stem_norm = nnx.LayerNorm(dims[0], epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
+        last = max(sum(depths) - 1, 1)
+        rates = (stochastic_depth * k / last for k in itertools.count())
+        self.stages = nnx.List(
+            nnx.List(Block(dim, next(rates), sites, dtype, rngs) for _ in range(depth))
+            for depth, dim in zip(depths, dims, strict=True)
+        )
+        self.downsamples = nnx.List(Downsample(a, b, sites, dtype, rngs) for a, b in itertools.pairwise(dims))
+        self.norm = nnx.LayerNorm(dims[-1], epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
+        self.head = nnx.Linear(dims[-1], num_classes, kernel_init=_weights, dtype=dtype, rngs=rngs)
+        self.regularize = sites.features
+
+    def __call__(
+        self, images: Float[Array, "b h w c"], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b k"], Float[Array, "b d"]]:
+        """`(logits, features)`, features being the input of the classifier.
+
+        With `train=True` and stochastic depth, `rngs` must have a `dropout` stream.
+        """
+        rngs = rngs if train else None
+        x = self.stem_norm(self.stem_conv(images))
+        for index, blocks in enumerate(self.stages):
+            if index:
+                x = self.downsamples[index - 1](x)
+            for block in blocks:
+                x = block(x, rngs)
+        features = self.regularize(self.norm(x.mean(axis=(1, 2))))
+        return self.head(features), features

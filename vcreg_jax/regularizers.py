@@ -1,0 +1,267 @@
+"""Variance-Covariance Regularization: Section 3 of the paper, readable on its own.
+
+A regularizer is a function `h -> h`: the identity forward, and backward it adds its own gradient to the
+incoming one. A model applies one wherever its `Sites` say and never knows which one it holds.
+
+Paper: "Variance-Covariance Regularization Improves Representation Learning" (arXiv 2306.13292).
+"""
+
+import functools
+import math
+import warnings
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self, cast, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Float
+
+from vcreg_jax.statistics import (
+    centred,
+    covariance,
+    explicit_sharding,
+    in_groups,
+    mean_and_covariance,
+    num_samples,
+    shard_axes,
+    statistics_dtype,
+)
+
+
+@runtime_checkable
+class Regularizer(Protocol):
+    """Anything that maps features to themselves and, in the backward pass, adds a gradient of its own."""
+
+    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """`h` itself."""
+        ...
+
+
+@runtime_checkable
+class Penalty(Regularizer, Protocol):
+    """A regularizer that can also be written out as a scalar."""
+
+    def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
+        """The scalar whose gradient the backward pass adds."""
+        ...
+
+    def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """What the backward pass adds."""
+        ...
+
+
+def identity(h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+    """`h` itself, and nothing is added in the backward pass: no regularization."""
+    return h
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where a model applies which regularizer; Appendix A's four placements are values of this class.
+
+    1. `Sites(features=reg)`, 2. `Sites(block=reg)`, 3. `Sites(downsample=reg)`,
+    4. `Sites(block=reg, downsample=reg)`. The paper settles on the second.
+    """
+
+    block: Regularizer = identity  # the output of every residual block, after its addition
+    downsample: Regularizer = identity  # the output of every downsampling layer between stages
+    features: Regularizer = identity  # the input of the classifier
+
+
+@jax.custom_vjp
+def add_gradient(reg: Penalty, h: Float[Array, "*samples d"]) -> Float[Array, "*samples d"]:
+    """`h` itself; the backward pass adds `reg.gradient(h)` to the incoming gradient.
+
+    `reg` is a pytree, so its weights may be traced. The sum is taken in the dtype of `reg.gradient(h)` and
+    returned in that of `h`. The weights of `reg` themselves receive a zero gradient.
+    """
+    del reg
+    return h
+
+
+def _add_gradient_forward(reg, h):
+    return h, (reg, h)
+
+
+def _add_gradient_backward(residuals, incoming):
+    reg, h = residuals
+    return None, (incoming + reg.gradient(h)).astype(h.dtype)
+
+
+add_gradient.defvjp(_add_gradient_forward, _add_gradient_backward)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("alpha", "beta"),
+    meta_fields=("delta", "eps", "scope", "paper_scale"),
+)
+@dataclass(frozen=True)
+class VCReg:
+    """Variance-Covariance Regularization of features `h`, applied as `h = VCReg(...)(h)`.
+
+    `h` has shape `(*samples, d)`: every leading axis counts as samples, so `(batch, height, width, d)` maps go
+    in as they are (Sec. 3.2, "Spatial Dimensions"). With n samples in all, x = h - mean over samples and
+    C = x'x / (n - 1), the penalty is
+
+        alpha / d            * sum_i max(0, 1 - sqrt(C_ii + eps))              Eq. 3
+        beta / (d (d - 1))   * sum_{i != j} C_ij^2                             Eq. 4
+                             or, with delta, sum_{i != j} SmoothL1(C_ij)       Eq. 7
+
+    and what the backward pass adds is one product `x @ M` with one symmetric matrix,
+
+        M_ii = -alpha / (d (n - 1)) * (C_ii + eps)^-1/2   where C_ii + eps < 1, else 0
+        M_ij = 4 beta / (d (d - 1) (n - 1)) * clip(C_ij, -delta, delta)
+
+    Statistics are float32 (float64 for float64 features), products take operands in the dtype of `h`, and
+    the result has the dtype of `h`. Zero variance is finite by `eps`; NaN passes through. With n < 2 the
+    penalty is 0 and with d < 2 its covariance term is, with a warning.
+
+    The weights assume a task loss that is a mean over the whole batch. Loss scaling and gradient accumulation
+    do not rescale this term by themselves: use `scaled`. Inside `shard_map` the term is the gradient of the
+    whole batch's penalty with respect to the shard's rows, so differentiate a `pmean` of the shards' losses.
+
+    Departs from the paper: Algorithm 1 as printed lacks the 1 / (n - 1) that Eq. 4 implies for the covariance
+    term, has no smooth L1 and expects centred rows; here the rows are centred for the statistics only (both
+    gradients have zero column mean, so this is exact and the forward pass stays the identity).
+    `paper_scale=True` gives Algorithm 1's scale. Eq. 3 has no eps; Algorithm 1 does.
+
+    Raises:
+      ValueError: for weights that are negative, `delta` or `eps` not above 0, an unknown `scope`; and when
+        called on integers, on fewer than two axes, or on a leading axis that `scope` does not divide.
+    """
+
+    alpha: float | Array = 0.64  # weight of the variance term; may be traced
+    beta: float | Array = 0.08  # weight of the covariance term; may be traced
+    delta: float | None = None  # covariances beyond this count linearly (Eq. 7); None: all squared
+    eps: float = 1e-4  # added to variances under the square root
+    scope: Literal["global"] | int = "global"  # whose statistics: the whole batch's, or each of k groups' of rows
+    paper_scale: bool = False  # covariance gradient times n - 1, as Algorithm 1 prints it
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            weight = getattr(self, name)
+            if isinstance(weight, int | float) and not weight >= 0:
+                raise ValueError(f"VCReg needs {name} >= 0, got {weight}.")
+        if self.delta is not None and not self.delta > 0:
+            raise ValueError(f"VCReg needs delta > 0, or None for no clipping, got {self.delta}.")
+        if not self.eps > 0:
+            raise ValueError(f"VCReg needs eps > 0 (zero variance would divide by 0), got {self.eps}.")
+        whole = isinstance(self.scope, int) and not isinstance(self.scope, bool) and self.scope >= 1
+        if self.scope != "global" and not whole:
+            raise ValueError(f'VCReg needs scope="global" or a number of groups >= 1, got {self.scope!r}.')
+
+    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """`h` itself; the backward pass adds `gradient(h)`."""
+        _check(h, self.scope)
+        return add_gradient(self, h)
+
+    def scaled(self, weight: float | Array) -> Self:
+        """The same regularizer with both terms times `weight`.
+
+        With gradients summed over m micro-batches of a loss divided by m, use `scaled(1 / m)`; with a loss
+        multiplied by S against underflow, `scaled(S)`. Micro-batch statistics are the micro-batch's own.
+        """
+        return replace(self, alpha=self.alpha * weight, beta=self.beta * weight)
+
+    def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
+        """Eqs. 2-4 and 7 written out, in float32 or wider: the oracle of the backward pass, and what is logged."""
+        _check(h, self.scope)
+        axes = shard_axes(h)
+        if self.scope == "global":
+            return self._penalty_of(h, axes)
+        mean = jax.vmap(self._penalty_of)(in_groups(h, self.scope)).mean()
+        return lax.pmean(mean, axes) if axes else mean
+
+    def _penalty_of(self, h: Array, axes: tuple[str, ...] = ()) -> Array:
+        n, d = num_samples(h, axes), h.shape[-1]
+        if n < 2:
+            return jnp.zeros((), statistics_dtype(h))
+        cov = covariance(h, axes)
+        std = jnp.sqrt(jnp.diagonal(cov) + self.eps)
+        variance_term = jnp.maximum(0.0, 1.0 - std).mean()
+        if d < 2:
+            return self.alpha * variance_term
+        off = jnp.where(jnp.eye(d, dtype=bool), 0.0, cov)
+        if self.delta is None:
+            costs = off**2
+        else:
+            costs = jnp.where(jnp.abs(off) <= self.delta, off**2, 2 * self.delta * jnp.abs(off) - self.delta**2)
+        scale = n - 1 if self.paper_scale else 1
+        return self.alpha * variance_term + self.beta * scale * costs.sum() / (d * (d - 1))
+
+    def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """The gradient of `penalty(h)` in closed form, in float32 or wider."""
+        if (explicit := explicit_sharding(h)) is None:
+            return self._gradient(h)
+        # Explicit axes leave a contraction over a split axis to the author; here the compiler may choose.
+        mesh, spec = explicit
+        gradient = functools.partial(self._gradient, samples_spec=PartitionSpec(*spec[:-1]))
+        with jax.sharding.use_abstract_mesh(mesh):
+            return cast(Array, jax.sharding.auto_axes(gradient, out_sharding=spec)(h))
+
+    def _gradient(self, h: Array, samples_spec: PartitionSpec | None = None) -> Array:
+        if self.scope == "global":
+            return self._gradient_of(h, shard_axes(h), samples_spec)
+        one_group = functools.partial(self._gradient_of, axes=(), samples_spec=PartitionSpec())
+        return jax.vmap(one_group)(in_groups(h, self.scope)).reshape(h.shape) / self.scope
+
+    def _gradient_of(self, h: Array, axes: tuple[str, ...], samples_spec: PartitionSpec | None) -> Array:
+        n = num_samples(h, axes)
+        if n < 2:
+            return jnp.zeros(h.shape, statistics_dtype(h))
+        mean, cov = mean_and_covariance(h, axes, samples_spec)
+        pull = self._pull(cov, n).astype(h.dtype)
+        over_features = (((h.ndim - 1,), (0,)), ((), ()))
+        return lax.dot_general(centred(h, mean), pull, over_features, preferred_element_type=cov.dtype)
+
+    def _pull(self, cov: Array, n: int) -> Array:
+        """M, the symmetric matrix with `gradient = x @ M`, from the covariance of n samples."""
+        d = cov.shape[-1]
+        variances = jnp.diagonal(cov) + self.eps
+        hinge = jnp.where(variances < 1.0, lax.rsqrt(variances), 0.0)
+        to_unit_variance = jnp.asarray(self.alpha, cov.dtype) / (d * (n - 1)) * hinge
+        scale = 1 if self.paper_scale else n - 1
+        off = cov if self.delta is None else jnp.clip(cov, -self.delta, self.delta)
+        to_zero_covariance = 4 * jnp.asarray(self.beta, cov.dtype) / (max(d * (d - 1), 1) * scale) * off
+        return jnp.where(jnp.eye(d, dtype=bool), -to_unit_variance[:, None], to_zero_covariance)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("reg",), meta_fields=())
+@dataclass(frozen=True)
+class explicit:  # noqa: N801 - reads as a function of a regularizer, `explicit(reg)`
+    """`reg` with a backward pass that is autodiff of `reg.penalty`: the "naive" column of Table 1.
+
+    The same mathematics as `reg`, from the written-out scalar: for comparing speed, and numbers.
+    """
+
+    reg: Penalty
+
+    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """`h` itself; the backward pass adds `gradient(h)`."""
+        return add_gradient(self, h)
+
+    def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
+        """`reg.penalty(h)`."""
+        return self.reg.penalty(h)
+
+    def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """`jax.grad(reg.penalty)(h)`."""
+        return jax.grad(self.reg.penalty)(h)
+
+
+def _check(h: Array, scope: Literal["global"] | int) -> None:
+    if h.ndim < 2:
+        raise ValueError(
+            f"VCReg needs features of shape (*samples, d) with at least two axes, got shape {h.shape}. "
+            "Add a batch axis, or apply it before features are reduced."
+        )
+    if not jnp.issubdtype(h.dtype, jnp.floating):
+        raise ValueError(f"VCReg needs floating-point features, got {h.dtype}. Cast them first.")
+    rows = num_samples(h, shard_axes(h)) if scope == "global" else math.prod(in_groups(h, scope).shape[1:-1])
+    if rows < 2:
+        warnings.warn(f"VCReg adds nothing: a covariance needs 2 samples, got {rows} in {h.shape}.", stacklevel=3)
+    elif h.shape[-1] < 2:
+        warnings.warn(f"VCReg adds no covariance term: it needs 2 features, got {h.shape[-1]}.", stacklevel=3)
