@@ -10,7 +10,7 @@ import functools
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, Self, cast, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +158,7 @@ class VCReg:
         _check(h, self.scope)
         return add_gradient(self, h)
 
-    def scaled(self, weight: float | Array) -> Self:
+    def scaled(self, weight: float | Array) -> "VCReg":
         """The same regularizer with both terms times `weight`.
 
         With gradients summed over m micro-batches of a loss divided by m, use `scaled(1 / m)`; with a loss
