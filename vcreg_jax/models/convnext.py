@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from vcreg_jax.models.depthwise import DepthwiseConv
 from vcreg_jax.models.layers import DropPath
 from vcreg_jax.regularizers import Sites
 
@@ -25,9 +26,7 @@ class Block(nnx.Module):
     """x + drop_path(layer_scale * mlp(norm(depthwise(x)))), then `sites.block`."""
 
     def __init__(self, dim: int, drop_rate: float, sites: Sites, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.depthwise = nnx.Conv(
-            dim, dim, (7, 7), padding=3, feature_group_count=dim, kernel_init=_weights, dtype=dtype, rngs=rngs
-        )
+        self.depthwise = DepthwiseConv(dim, 7, kernel_init=_weights, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(dim, epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
         self.expand = nnx.Linear(dim, 4 * dim, kernel_init=_weights, dtype=dtype, rngs=rngs)
         self.project = nnx.Linear(4 * dim, dim, kernel_init=_weights, dtype=dtype, rngs=rngs)
