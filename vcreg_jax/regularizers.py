@@ -9,8 +9,9 @@ Paper: "Variance-Covariance Regularization Improves Representation Learning" (ar
 import functools
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,12 @@ from vcreg_jax.statistics import (
     in_groups,
     mean_and_covariance,
     num_samples,
+    shape_in_groups,
     shard_axes,
     statistics_dtype,
 )
+
+_Class = TypeVar("_Class")
 
 
 @runtime_checkable
@@ -93,11 +97,32 @@ def _add_gradient_backward(residuals, incoming):
 add_gradient.defvjp(_add_gradient_forward, _add_gradient_backward)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("alpha", "beta"),
-    meta_fields=("delta", "eps", "scope", "paper_scale"),
-)
+def _pytree(*children: str) -> Callable[[type[_Class]], type[_Class]]:
+    """Registers a dataclass whose fields `children` may be traced; the others are static.
+
+    JAX rebuilds it around placeholders, which are no weights: hence not through the constructor, which would
+    refuse them (as it does under `jax.tree_util.register_dataclass` once types are checked at run time).
+    """
+
+    def register(cls: type[_Class]) -> type[_Class]:
+        static = tuple(name for name in cls.__annotations__ if name not in children)
+
+        def flatten(reg):
+            keyed = [(jax.tree_util.GetAttrKey(name), getattr(reg, name)) for name in children]
+            return keyed, tuple(getattr(reg, name) for name in static)
+
+        def unflatten(static_values, values):
+            reg = object.__new__(cls)
+            vars(reg).update(zip(children + static, (*values, *static_values), strict=True))
+            return reg
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+        return cls
+
+    return register
+
+
+@_pytree("alpha", "beta")
 @dataclass(frozen=True)
 class VCReg:
     """Variance-Covariance Regularization of features `h`, applied as `h = VCReg(...)(h)`.
@@ -169,6 +194,12 @@ class VCReg:
     def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
         """Eqs. 2-4 and 7 written out, in float32 or wider: the oracle of the backward pass, and what is logged."""
         _check(h, self.scope)
+        if (explicit := explicit_sharding(h)) is None:
+            return self._penalty(h)
+        with jax.sharding.use_abstract_mesh(explicit[0]):
+            return cast(Array, jax.sharding.auto_axes(self._penalty, out_sharding=PartitionSpec())(h))
+
+    def _penalty(self, h: Array) -> Array:
         axes = shard_axes(h)
         if self.scope == "global":
             return self._penalty_of(h, axes)
@@ -185,10 +216,8 @@ class VCReg:
         if d < 2:
             return self.alpha * variance_term
         off = jnp.where(jnp.eye(d, dtype=bool), 0.0, cov)
-        if self.delta is None:
-            costs = off**2
-        else:
-            costs = jnp.where(jnp.abs(off) <= self.delta, off**2, 2 * self.delta * jnp.abs(off) - self.delta**2)
+        clipped = off if self.delta is None else jnp.clip(off, -self.delta, self.delta)
+        costs = clipped * (2 * off - clipped)  # off^2, and beyond delta 2 delta abs(off) - delta^2
         scale = n - 1 if self.paper_scale else 1
         return self.alpha * variance_term + self.beta * scale * costs.sum() / (d * (d - 1))
 
@@ -229,7 +258,7 @@ class VCReg:
         return jnp.where(jnp.eye(d, dtype=bool), -to_unit_variance[:, None], to_zero_covariance)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("reg",), meta_fields=())
+@_pytree("reg")
 @dataclass(frozen=True)
 class explicit:  # noqa: N801 - reads as a function of a regularizer, `explicit(reg)`
     """`reg` with a backward pass that is autodiff of `reg.penalty`: the "naive" column of Table 1.
@@ -260,7 +289,7 @@ def _check(h: Array, scope: Literal["global"] | int) -> None:
         )
     if not jnp.issubdtype(h.dtype, jnp.floating):
         raise ValueError(f"VCReg needs floating-point features, got {h.dtype}. Cast them first.")
-    rows = num_samples(h, shard_axes(h)) if scope == "global" else math.prod(in_groups(h, scope).shape[1:-1])
+    rows = num_samples(h, shard_axes(h)) if scope == "global" else math.prod(shape_in_groups(h, scope)[1:-1])
     if rows < 2:
         warnings.warn(f"VCReg adds nothing: a covariance needs 2 samples, got {rows} in {h.shape}.", stacklevel=3)
     elif h.shape[-1] < 2:

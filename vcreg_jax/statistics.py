@@ -34,7 +34,12 @@ def num_samples(h: Array, axes: tuple[str, ...] = ()) -> int:
 
 
 def in_groups(h: Float[Array, "batch *rest d"], groups: int) -> Float[Array, "groups rows *rest d"]:
-    """The leading axis cut into equal consecutive groups; inside `shard_map`, the groups that lie on this shard.
+    """The leading axis cut into equal consecutive groups; inside `shard_map`, the groups that lie on this shard."""
+    return h.reshape(shape_in_groups(h, groups))
+
+
+def shape_in_groups(h: Float[Array, "batch *rest d"], groups: int) -> tuple[int, ...]:
+    """The shape of `in_groups(h, groups)`, found without reshaping.
 
     Raises:
       ValueError: when the whole batch's leading axis does not divide into `groups`, or a group would straddle
@@ -47,7 +52,7 @@ def in_groups(h: Float[Array, "batch *rest d"], groups: int) -> Float[Array, "gr
             f"scope={groups} needs a batch that divides into {groups} equal groups, got {batch} rows on {shards} "
             f"shard(s). Use a divisor of {batch}" + (f" that is a multiple of {shards}." if shards > 1 else ".")
         )
-    return h.reshape(groups // shards, batch // groups, *h.shape[1:])
+    return groups // shards, batch // groups, *h.shape[1:]
 
 
 def covariance(h: Float[Array, "*samples d"], axes: tuple[str, ...] = ()) -> Float[Array, "d d"]:

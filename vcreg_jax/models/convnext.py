@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from vcreg_jax.models.depthwise import DepthwiseConv
-from vcreg_jax.models.layers import DropPath
+from vcreg_jax.models.layers import DropPath, linear_rates, run_blocks
 from vcreg_jax.regularizers import Sites
 
 # Torch's trunc_normal_(std=0.02) cuts at +-2, not at two standard deviations: a plain normal for all that matters.
@@ -30,12 +30,13 @@ class Block(nnx.Module):
         self.norm = nnx.LayerNorm(dim, epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
         self.expand = nnx.Linear(dim, 4 * dim, kernel_init=_weights, dtype=dtype, rngs=rngs)
         self.project = nnx.Linear(4 * dim, dim, kernel_init=_weights, dtype=dtype, rngs=rngs)
-        self.layer_scale = nnx.Param(jnp.full((dim,), 1e-6))
+        self.layer_scale = nnx.Param(jnp.full((dim,), 1e-6, jnp.float32))
         self.drop_path = DropPath(drop_rate)
         self.regularize = sites.block
 
-    def __call__(self, x: Float[Array, "b h w c"], rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
         """The block's output, of the shape of its input."""
+        del train
         y = self.norm(self.depthwise(x))
         y = self.project(jax.nn.gelu(self.expand(y), approximate=False))
         y = self.drop_path(y * jnp.broadcast_to(self.layer_scale[...].astype(y.dtype), y.shape), rngs)
@@ -67,6 +68,10 @@ class ConvNeXt(nnx.Module):
       num_classes: width of the logits.
       in_channels: channels of the images.
       stochastic_depth: drop rate of the last block; earlier blocks' rates grow linearly from 0.
+      timm_conv_mlp: whether timm stores the blocks' linear layers as 1x1 convolutions, as in atto to nano; it changes
+        nothing but how `torch_weights.export` writes them.
+      features_only: no classifier; the logits are None.
+      remat: keep only the blocks' inputs for the backward pass.
       sites: where regularizers are applied.
       dtype: of the computation; parameters are float32.
       rngs: its `params` stream draws the initial weights.
@@ -81,6 +86,9 @@ class ConvNeXt(nnx.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
         stochastic_depth: float = 0.0,
+        timm_conv_mlp: bool = False,
+        features_only: bool = False,
+        remat: bool = False,
         sites: Sites = Sites(),  # noqa: B008 - frozen
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -90,30 +98,32 @@ class ConvNeXt(nnx.Module):
             in_channels, dims[0], patch, strides=patch, padding="VALID", kernel_init=_weights, dtype=dtype, rngs=rngs
         )
         self.stem_norm = nnx.LayerNorm(dims[0], epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
-        last = max(sum(depths) - 1, 1)
-        rates = (stochastic_depth * k / last for k in itertools.count())
+        rates = iter(linear_rates(stochastic_depth, sum(depths)))
         self.stages = nnx.List(
             nnx.List(Block(dim, next(rates), sites, dtype, rngs) for _ in range(depth))
             for depth, dim in zip(depths, dims, strict=True)
         )
         self.downsamples = nnx.List(Downsample(a, b, sites, dtype, rngs) for a, b in itertools.pairwise(dims))
         self.norm = nnx.LayerNorm(dims[-1], epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
-        self.head = nnx.Linear(dims[-1], num_classes, kernel_init=_weights, dtype=dtype, rngs=rngs)
+        head = (
+            None if features_only else nnx.Linear(dims[-1], num_classes, kernel_init=_weights, dtype=dtype, rngs=rngs)
+        )
+        self.head = head
         self.regularize = sites.features
+        self.remat = remat
+        self.timm_conv_mlp = timm_conv_mlp
 
     def __call__(
         self, images: Float[Array, "b h w c"], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b k"], Float[Array, "b d"]]:
+    ) -> tuple[Float[Array, "b k"] | None, Float[Array, "b d"]]:
         """`(logits, features)`, features being the input of the classifier.
 
         With `train=True` and stochastic depth, `rngs` must have a `dropout` stream.
         """
-        rngs = rngs if train else None
         x = self.stem_norm(self.stem_conv(images))
         for index, blocks in enumerate(self.stages):
             if index:
                 x = self.downsamples[index - 1](x)
-            for block in blocks:
-                x = block(x, rngs)
+            x = run_blocks(blocks, x, train=train, rngs=rngs if train else None, remat=self.remat)
         features = self.regularize(self.norm(x.mean(axis=(1, 2))))
-        return self.head(features), features
+        return None if self.head is None else self.head(features), features

@@ -20,7 +20,7 @@ class DepthwiseConv(nnx.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"DepthwiseConv keeps the size only with an odd kernel_size, got {kernel_size}.")
         self.kernel = nnx.Param(kernel_init(rngs.params(), (kernel_size, kernel_size, 1, dim)))
-        self.bias = nnx.Param(jnp.zeros((dim,)))
+        self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

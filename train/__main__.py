@@ -1,0 +1,124 @@
+"""`python -m train COMMAND ...`: the only reader of the command line.
+
+    python -m train run CONFIG [overrides]    train, probe and report; CONFIG is a file under configs/
+    python -m train run CONFIG --help         what can be overridden, with types and defaults
+    python -m train report FOLDER             write the report of a finished run again
+
+Wrong input ends with one line and exit status 2; --traceback before the command shows where it came from.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+COMMANDS = ("run", "report")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one command; bad input becomes one line on stderr and exit status 2."""
+    show_traceback = arguments[:1] == ["--traceback"]
+    arguments = arguments[show_traceback:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    try:
+        _dispatch(*arguments)
+    except (ValueError, OSError) as error:
+        if show_traceback:
+            raise
+        _fail(" ".join(str(error).split()))
+
+
+def _dispatch(command: str, *arguments: str) -> None:
+    if command not in COMMANDS:
+        raise ValueError(f"Unknown command {command!r}. Known: {', '.join(COMMANDS)}.")
+    if not arguments or arguments[0].startswith("-"):
+        what = "a config file, such as configs/digits.py" if command == "run" else "a run folder, such as runs/digits"
+        raise ValueError(f"`python -m train {command}` needs {what}.")
+    if command == "run":
+        config = _overridden(_load_config(Path(arguments[0])), arguments[1:])
+        _run(config, shlex.join(["python", "-m", "train", command, *arguments]))
+    else:
+        _report(Path(arguments[0]))
+
+
+def _run(config: Any, command: str) -> None:
+    from train import experiment
+
+    _report(experiment.run(config, command))
+
+
+def _report(folder: Path) -> None:
+    from train import report
+
+    path = report.write(folder)
+    print(report.table_text(report.summary(report.load(folder))))
+    print(f"\nReport: {path}")
+
+
+def _load_config(path: Path) -> Any:
+    if not path.is_file():
+        known = ", ".join(sorted(str(file) for file in Path("configs").glob("[!_]*.py")))
+        raise ValueError(f"There is no config file {path}. Known: {known}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # a file ending in .py always has both
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} needs a function get_config() that returns an experiment.")
+    return module.get_config()
+
+
+def _overridden(config: Any, arguments: tuple[str, ...]) -> Any:
+    """`config` with `--a.b value` put in; help is printed, and a wrong name or type is a ValueError of one line."""
+    import tyro
+
+    weights = tyro.constructors.ConstructorRegistry()
+    weights.primitive_rule(_traced_weights_are_not_typed)
+    # Fixed: places where no regularizer is, for which no text could stand.
+    parse = functools.partial(tyro.cli, prog="python -m train run CONFIG", config=(tyro.conf.SuppressFixed,))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), weights:
+            return parse(type(config), default=config, args=arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        _title, *lines = said.getvalue().splitlines()  # in a frame, whose lines are no ASCII
+        text = " ".join(re.sub(r"[^\x20-\x7e]", " ", line) for line in lines)
+        raise ValueError(" ".join(text.split())) from None
+
+
+def _traced_weights_are_not_typed(field: Any) -> Any:
+    """Of a weight's type, `float | Array`, the command line offers the float."""
+    import jax
+    import tyro
+
+    if field.type is not jax.Array:
+        return None
+
+    def refuse(texts: list[str]) -> jax.Array:
+        raise ValueError(f"expected a number, got {texts[0]!r}")
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=refuse,
+        is_instance=lambda value: isinstance(value, jax.Array),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

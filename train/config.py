@@ -1,0 +1,92 @@
+"""The types of which experiments are made: every field has its unit, and its only default, here."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vcreg_jax import Sites
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and which of their labels to train on."""
+
+    name: str  # of a data set in `train.data.builders`
+    label: str  # the record's field that is the target
+    mean: tuple[float, ...]  # of each channel, of pixels in 0..1
+    std: tuple[float, ...]
+    directory: str = "runs/data"  # where prepared data sets lie
+    reader_threads: int = 2  # that read and decode records
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str  # one of `vc.models.names()`
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
+    stochastic_depth: float = 0.0  # drop rate of the last block, linear from 0 at the first
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW under a linear warm-up and a cosine decay to 0, both in steps."""
+
+    peak_learning_rate: float
+    weight_decay: float  # decoupled; parameters of normalization layers are exempt
+    warmup_steps: int
+    b1: float = 0.9
+    b2: float = 0.999
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many devices along each axis. The batch is split over both; parameters over `fsdp`."""
+
+    data: int = -1  # -1: all devices that `fsdp` leaves
+    fsdp: int = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One supervised training run."""
+
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    steps: int
+    batch_size: int  # images a step, over all devices of all hosts
+    label_smoothing: float = 0.0
+    eval_every: int = 100  # steps
+    save_every: int = 500  # steps
+    log_every: int = 10  # steps
+    keep_checkpoints: int = 1  # the newest ones
+    mesh: MeshConfig = MeshConfig()
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """The linear probe on frozen features: L2-regularized logistic regression, strength chosen on validation."""
+
+    label: str  # the record's field that is the target
+    l2_low: float = 1e-5  # the paper's grid, Appendix C.1
+    l2_high: float = 1e5
+    l2_count: int = 45
+    metric: Literal["top1", "mean_per_class"] = "top1"
+    standardize: bool = False  # features to zero mean and unit variance first
+    tolerance: float = 1e-4  # of the gradient's norm; see `train.probe.fit`
+    max_iterations: int = 2000
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Train under every arm with every seed, probe the frozen features, compare; the first arm is the baseline."""
+
+    name: str  # of the folder under `runs_directory`
+    title: str  # of the report
+    train: TrainConfig  # what all runs share
+    arms: dict[str, Sites]  # by name: where which regularizer is applied
+    probe: ProbeConfig
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    runs_directory: str = "runs"
+    paper: str = ""  # the paper's result that this one stands beside
+    notes: tuple[str, ...] = field(default=())  # shown in the report

@@ -1,0 +1,19 @@
+"""Frozen features of a whole split."""
+
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from train.data.pipeline import Split
+from train.loop import Predict, device_batches
+
+
+def extract(predict: Predict, data: Split, batch_size: int, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 (n, d) and labels int32 (n,) of every example of `data`, in order, on every host."""
+    features, labels = [], []
+    for batch in device_batches(data.eval_batches(batch_size), mesh):
+        rows = {"features": predict(batch["image"])[1], "label": batch["label"], "mask": batch["mask"]}
+        rows = multihost_utils.process_allgather(rows, tiled=True)
+        features.append(rows["features"][rows["mask"]].astype(np.float32))
+        labels.append(rows["label"][rows["mask"]])
+    return np.concatenate(features), np.concatenate(labels)

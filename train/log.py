@@ -1,0 +1,81 @@
+"""What a run says while it goes: JSON lines in a file, a progress bar on a terminal."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one object a line with its `step`. Lines from `start_step` on are dropped when reopened,
+    since those steps are about to be taken again."""
+
+    def __init__(self, path: Path, start_step: int):
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] < start_step]
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self._path = path
+
+    def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
+        """Appends one line; metrics may still be on the device."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+
+
+class Bar:
+    """Progress through the steps of a run with images/s and ETA; without a terminal, a plain line now and then."""
+
+    def __init__(self, title: str, steps: int, start_step: int):
+        self._console = Console(file=sys.stderr)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+        )
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+        self._task = self._progress.add_task(title, total=steps, completed=start_step, status="")
+        self._title, self._steps = title, steps
+
+    def __enter__(self) -> "Bar":
+        if self._console.is_terminal and jax.process_index() == 0:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+    def update(self, step: int, status: str) -> None:
+        """Shows that `step` steps are done."""
+        self._progress.update(self._task, completed=step, status=status)
+
+    def line(self, text: str) -> None:
+        """Prints a line above the bar, on the first host."""
+        if jax.process_index() == 0:
+            self._console.print(f"{self._title}  {text}", highlight=False, soft_wrap=True)
+
+
+class Rate:
+    """Images a second between two updates; nothing before the second, since the first interval compiles."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._last: tuple[int, float] | None = None
+        self._text = ""
+
+    def update(self, step: int) -> None:
+        """Notes that the results of `step` are here."""
+        now = time.perf_counter()
+        if self._last is not None:
+            last_step, last_time = self._last
+            self._text = f"{(step - last_step) * self._batch_size / (now - last_time):,.0f} images/s"
+        self._last = step, now
+
+    def __str__(self) -> str:
+        return self._text

@@ -1,0 +1,60 @@
+"""Devices in a mesh of two axes, `data` and `fsdp`, and how batches and states lie on it."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from train.config import MeshConfig
+
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """All devices of all hosts as a (data, fsdp) mesh of auto axes.
+
+    Raises:
+      ValueError: when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    data = devices // config.fsdp if config.data == -1 else config.data
+    if data * config.fsdp != devices:
+        raise ValueError(
+            f"The mesh needs data * fsdp = {devices} devices, got data={config.data}, fsdp={config.fsdp}. "
+            "Use data=-1 to take what fsdp leaves."
+        )
+    return jax.make_mesh((data, config.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError, naming the nearest sizes that fit, when the batch does not divide over the devices."""
+    devices = mesh.size
+    if batch_size < 1 or batch_size % devices:
+        below = batch_size // devices * devices
+        fitting = " or ".join(str(size) for size in (below, below + devices) if size > 0)
+        raise ValueError(f"batch_size must divide by the {devices} devices, got {batch_size}. Nearest: {fitting}.")
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows split over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Every host's rows of a batch as global arrays split over the mesh."""
+    sharding = batch_sharding(mesh)
+    return {key: jax.make_array_from_process_local_data(sharding, rows) for key, rows in batch.items()}
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """For every array: its largest axis that divides split over `fsdp`; replicated if none does."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _over_fsdp(leaf.shape, mesh.shape["fsdp"])), state)
+
+
+def _over_fsdp(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    if fsdp == 1 or not divisible or math.prod(shape) == 1:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return PartitionSpec(*(None,) * largest, "fsdp")

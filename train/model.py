@@ -1,0 +1,63 @@
+"""From a config to a network: its structure, and its first state laid out on a mesh."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+import vcreg_jax as vc
+from train.config import ModelConfig
+from train.mesh import state_shardings
+from train.optim import Path, normalization_parameters
+from train.step import State, initial_state, split
+from vcreg_jax import Sites
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that decides a network's structure; equal architectures share compiled programs."""
+
+    config: ModelConfig
+    num_classes: int
+    image_shape: tuple[int, int, int]  # height, width, channels
+    sites: Sites
+
+    def create(self, seed: Any) -> nnx.Module:
+        """The network, freshly initialised."""
+        return vc.models.create(
+            self.config.name,
+            num_classes=self.num_classes,
+            in_channels=self.image_shape[-1],
+            stochastic_depth=self.config.stochastic_depth,
+            dtype=jnp.dtype(self.config.dtype),
+            sites=self.sites,
+            rngs=nnx.Rngs(params=jax.random.key(seed)),
+        )
+
+
+@functools.lru_cache
+def structure(architecture: Architecture) -> tuple[nnx.GraphDef, frozenset[Path]]:
+    """The graphdef, and the paths of the parameters of normalization layers; nothing is allocated."""
+    model = nnx.eval_shape(lambda: architecture.create(0))
+    pixels = jax.ShapeDtypeStruct((1, *architecture.image_shape), jnp.float32)
+    jax.eval_shape(lambda images: model(images), pixels)  # raises here for a size that the network cannot take
+    return split(model)[0], normalization_parameters(model)
+
+
+def create_state(architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> State:
+    """The state before the first step, every array created where it lies on the mesh."""
+    return _initializer(architecture, optimizer, mesh)(seed)
+
+
+@functools.lru_cache
+def _initializer(architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    def create(seed):
+        _, params, batch_stats = split(architecture.create(seed))
+        return initial_state(params, batch_stats, optimizer)
+
+    return jax.jit(create, out_shardings=state_shardings(jax.eval_shape(create, 0), mesh))

@@ -1,0 +1,107 @@
+"""The training step and the evaluation step: pure functions of plain dicts of arrays."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+import vcreg_jax as vc
+from train.mesh import state_shardings
+
+State = dict[str, Any]  # step: int32 (); params, batch_stats: nested dicts of arrays; opt_state: optax's
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
+    """The model's structure, and its parameters and batch statistics as nested dicts of arrays."""
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def initial_state(params: dict, batch_stats: dict, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step."""
+    step = jnp.zeros((), jnp.int32)
+    return {"step": step, "params": params, "batch_stats": batch_stats, "opt_state": optimizer.init(params)}
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """(pixels / 255 - mean) / std per channel in float32, on the device: batches travel as bytes."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: Array) -> Array:
+        """The images as the network sees them."""
+        mean, std = (jnp.asarray(statistic, jnp.float32).reshape(1, 1, 1, -1) for statistic in (self.mean, self.std))
+        return (pixels.astype(jnp.float32) / 255.0 - mean) / std
+
+
+@functools.lru_cache
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    normalize: Normalize,
+    label_smoothing: float,
+    mesh: Mesh,
+) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
+    """A jitted `(state, batch, seed) -> (state, metrics)` that donates the old state.
+
+    The batch holds `image` (uint8) and `label`. The regularizers' gradients enter through the model itself;
+    the loss is the task's alone. All randomness of step t is `fold_in(seed, t)`.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: State, batch: Batch, seed: Array) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+
+        def loss_fn(params):
+            model = nnx.merge(graphdef, params, state["batch_stats"])
+            logits, _ = model(normalize(batch["image"]), train=True, rngs=nnx.Rngs(dropout=key))
+            loss = vc.losses.cross_entropy(logits, batch["label"], label_smoothing).mean()
+            return loss, (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+        (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+        updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
+        metrics = {
+            "loss": loss,
+            "accuracy": vc.metrics.correct(logits, batch["label"]).mean(),
+            "gradient_norm": optax.global_norm(gradients),
+        }
+        params = optax.apply_updates(state["params"], updates)
+        step = state["step"] + 1
+        state = {"step": step, "params": params, "batch_stats": batch_stats, "opt_state": opt_state}
+        # As the first state lay, so lie all: otherwise the second call would compile anew.
+        return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh)), metrics
+
+    return train_step
+
+
+@functools.lru_cache
+def make_predict(graphdef: nnx.GraphDef, normalize: Normalize) -> Callable[[dict, dict, Array], tuple[Array, Array]]:
+    """A jitted `(params, batch_stats, images) -> (logits, features)` in inference mode, images being uint8."""
+
+    @jax.jit
+    def predict(params: dict, batch_stats: dict, images: Array) -> tuple[Array, Array]:
+        return nnx.merge(graphdef, params, batch_stats)(normalize(images))
+
+    return predict
+
+
+@jax.jit
+def eval_sums(logits: Array, labels: Array, mask: Array) -> Metrics:
+    """Sums over the rows that `mask` keeps: `loss` (unsmoothed), `accuracy` and `count`."""
+    per_row = {
+        "loss": vc.losses.cross_entropy(logits, labels),
+        "accuracy": vc.metrics.correct(logits, labels),
+        "count": jnp.ones(labels.shape),
+    }
+    return {name: jnp.where(mask, values, 0).sum() for name, values in per_row.items()}
