@@ -18,7 +18,7 @@ def get_config() -> Experiment:
         name="digits",
         title="Closed loops to digits: what a network keeps when it is told little",
         train=TrainConfig(
-            data=DataConfig(name="digits", label="superclass", mean=(0.3053,), std=(0.3760,)),
+            data=DataConfig(name="digits", label="superclass", mean=(0.3057,), std=(0.3761,)),
             model=ModelConfig(name="convnext_digits"),
             optimizer=OptimizerConfig(peak_learning_rate=4e-3, weight_decay=0.05, warmup_steps=50),
             steps=600,

@@ -14,6 +14,7 @@ import io
 import re
 import shlex
 import sys
+import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,7 +81,7 @@ def _overridden(config: Any, arguments: tuple[str, ...]) -> Any:
     import tyro
 
     weights = tyro.constructors.ConstructorRegistry()
-    weights.primitive_rule(_traced_weights_are_not_typed)
+    weights.primitive_rule(_number_or_traced_number)
     # Fixed: places where no regularizer is, for which no text could stand.
     parse = functools.partial(tyro.cli, prog="python -m train run CONFIG", config=(tyro.conf.SuppressFixed,))
     said = io.StringIO()
@@ -95,22 +96,18 @@ def _overridden(config: Any, arguments: tuple[str, ...]) -> Any:
         raise ValueError(" ".join(text.split())) from None
 
 
-def _traced_weights_are_not_typed(field: Any) -> Any:
+def _number_or_traced_number(field: Any) -> Any:
     """Of a weight's type, `float | Array`, the command line offers the float."""
     import jax
     import tyro
 
-    if field.type is not jax.Array:
+    if set(typing.get_args(field.type)) != {float, jax.Array}:
         return None
-
-    def refuse(texts: list[str]) -> jax.Array:
-        raise ValueError(f"expected a number, got {texts[0]!r}")
-
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="FLOAT",
-        instance_from_str=refuse,
-        is_instance=lambda value: isinstance(value, jax.Array),
+        instance_from_str=lambda texts: float(texts[0]),
+        is_instance=lambda value: isinstance(value, int | float | jax.Array),
         str_from_instance=lambda value: [str(value)],
     )
 

@@ -43,9 +43,9 @@ class Architecture:
 @functools.lru_cache
 def structure(architecture: Architecture) -> tuple[nnx.GraphDef, frozenset[Path]]:
     """The graphdef, and the paths of the parameters of normalization layers; nothing is allocated."""
+    images = jax.ShapeDtypeStruct((1, *architecture.image_shape), jnp.float32)
+    nnx.eval_shape(lambda x: architecture.create(0)(x), images)  # here, if the network cannot take their size
     model = nnx.eval_shape(lambda: architecture.create(0))
-    pixels = jax.ShapeDtypeStruct((1, *architecture.image_shape), jnp.float32)
-    jax.eval_shape(lambda images: model(images), pixels)  # raises here for a size that the network cannot take
     return split(model)[0], normalization_parameters(model)
 
 

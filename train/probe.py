@@ -11,6 +11,7 @@ Shapes: n examples, d features, k classes, s strengths, p strengths being solved
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -78,7 +79,7 @@ def fit(
     features: Float[ArrayLike, "n d"],
     labels: Int[ArrayLike, " n"],
     num_classes: int,
-    l2: Float[ArrayLike, " s"],
+    l2: Float[ArrayLike, " s"] | Sequence[float],
     *,
     tolerance: float = 1e-4,
     max_iterations: int = 2000,
@@ -141,7 +142,7 @@ def select_and_test(
     val: Split,
     test: Split,
     num_classes: int,
-    l2: Float[ArrayLike, " s"] = L2_GRID,
+    l2: Float[ArrayLike, " s"] | Sequence[float] = L2_GRID,
     *,
     metric: Literal["top1", "mean_per_class"] = "top1",
     standardize: bool = False,

@@ -52,7 +52,7 @@ def make_train_step(
     normalize: Normalize,
     label_smoothing: float,
     mesh: Mesh,
-) -> Callable[[State, Batch, Array], tuple[State, Metrics]]:
+) -> Callable[[State, Batch, int], tuple[State, Metrics]]:
     """A jitted `(state, batch, seed) -> (state, metrics)` that donates the old state.
 
     The batch holds `image` (uint8) and `label`. The regularizers' gradients enter through the model itself;
@@ -60,7 +60,7 @@ def make_train_step(
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state: State, batch: Batch, seed: Array) -> tuple[State, Metrics]:
+    def train_step(state: State, batch: Batch, seed: int) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
 
         def loss_fn(params):
@@ -74,7 +74,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "accuracy": vc.metrics.correct(logits, batch["label"]).mean(),
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         params = optax.apply_updates(state["params"], updates)
         step = state["step"] + 1

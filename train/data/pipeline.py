@@ -84,9 +84,9 @@ def load(config: DataConfig, split: str, label: str | None = None) -> Split:
     Raises:
       ValueError: for an unknown data set, split or label, with those that are known.
     """
-    builder = builders.prepared(config.name, config.directory)
+    builder: Any = builders.prepared(config.name, config.directory)
     label = config.label if label is None else label
-    features: Any = builder.info.features
+    features = builder.info.features
     labels = [name for name, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
     _require(label, labels, f"label of {config.name}")
     _require(split, list(builder.info.splits), f"split of {config.name}")

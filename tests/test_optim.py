@@ -1,0 +1,75 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import vcreg_jax as vc
+from train.config import OptimizerConfig
+from train.optim import learning_rate, make_optimizer, normalization_parameters
+
+CONFIG = OptimizerConfig(peak_learning_rate=1e-2, weight_decay=0.05, warmup_steps=5)
+
+
+def test_the_schedule_is_a_linear_warm_up_and_half_a_cosine_down_to_zero():
+    schedule = learning_rate(CONFIG, 25)
+    warmup = [1e-2 * step / 5 for step in range(5)]
+    cosine = [1e-2 * 0.5 * (1 + math.cos(math.pi * step / 20)) for step in range(21)]
+    np.testing.assert_allclose([schedule(step) for step in range(26)], warmup + cosine, rtol=1e-5, atol=1e-9)
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused():
+    with pytest.raises(ValueError, match=r"warmup_steps must lie in \[0, steps=5\), got 5"):
+        learning_rate(CONFIG, 5)
+
+
+# Elements and tensors that torch's recipes exempt ("norm" modules), counted on torchvision's and timm's own models.
+@pytest.mark.parametrize(
+    ("name", "elements", "tensors"),
+    [
+        ("convnext_tiny", 16_320, 46),
+        ("convnext_atto", 4_960, 34),
+        ("resnet50", 53_120, 106),
+        ("vit_b_32", 38_400, 50),
+        ("resnet32", 2_272, 62),
+    ],
+)
+def test_weight_decay_spares_the_parameters_of_normalization_layers_and_no_others(name, elements, tensors):
+    model = nnx.eval_shape(lambda: vc.models.create(name, num_classes=10, rngs=nnx.Rngs(0)))
+    spared = normalization_parameters(model)
+    leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    sizes = {path: leaf.size for path, leaf in leaves}
+    assert spared <= sizes.keys()
+    assert (sum(sizes[path] for path in spared), len(spared)) == (elements, tensors)
+
+
+def test_twenty_steps_equal_torchs_adamw_with_the_same_two_groups(x64):
+    rng = np.random.default_rng(0)
+    params = {"linear": {"kernel": rng.normal(size=(3, 4))}, "norm": {"scale": rng.normal(size=(4,))}}
+    gradients = [jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params) for _ in range(20)]
+    optimizer = make_optimizer(CONFIG, 20, frozenset({("norm", "scale")}))
+    ours, state = jax.tree.map(jnp.asarray, params), None
+    state = optimizer.init(ours)
+
+    kernel, scale = (torch.tensor(params[a][b], requires_grad=True) for a, b in (("linear", "kernel"), ("norm", "scale")))
+    groups = [{"params": [kernel]}, {"params": [scale], "weight_decay": 0.0}]
+    torch_optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
+    for step, gradient in enumerate(gradients):
+        updates, state = optimizer.update(jax.tree.map(jnp.asarray, gradient), state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+        rate = 1e-2 * step / 5 if step < 5 else 1e-2 * 0.5 * (1 + math.cos(math.pi * (step - 5) / 15))
+        for group in torch_optimizer.param_groups:
+            group["lr"] = rate
+        kernel.grad, scale.grad = torch.tensor(gradient["linear"]["kernel"]), torch.tensor(gradient["norm"]["scale"])
+        torch_optimizer.step()
+    # The schedule counts in float32, whence 1e-7.
+    np.testing.assert_allclose(ours["linear"]["kernel"], kernel.detach().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(ours["norm"]["scale"], scale.detach().numpy(), rtol=1e-6)
+
+
+def test_equal_arguments_give_the_same_optimizer_so_that_programs_are_compiled_once():
+    spared = frozenset({("norm", "scale")})
+    assert make_optimizer(CONFIG, 20, spared) is make_optimizer(CONFIG, 20, frozenset(spared))

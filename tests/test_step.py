@@ -1,0 +1,145 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import vcreg_jax as vc
+from train import mesh as meshes
+from train.config import MeshConfig
+from train.step import Normalize, eval_sums, initial_state, make_predict, make_train_step, split
+
+NORMALIZE = Normalize(mean=(0.3,), std=(0.4,))
+REG = vc.VCReg(alpha=2.0, beta=5.0)
+
+
+def _model(sites, **options):
+    model = vc.models.create(
+        "convnext_digits", num_classes=2, in_channels=1, sites=sites, rngs=nnx.Rngs(0), **options
+    )
+    for _, module in nnx.iter_modules(model):
+        if hasattr(module, "layer_scale"):  # at its initial 1e-6 the blocks would hardly matter
+            module.layer_scale[...] = jnp.ones_like(module.layer_scale[...])
+    return model
+
+
+def _batch(size=16, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"image": rng.integers(0, 256, (size, 8, 8, 1), np.uint8), "label": rng.integers(0, 2, size, np.int32)}
+
+
+def _one_step(sites, batch, mesh_config=MeshConfig(data=1), devices=1, seed=3, steps=1, **options):
+    """State and metrics after steps of plain SGD at rate 1, and the state before."""
+    mesh = jax.make_mesh((mesh_config.data, mesh_config.fsdp), ("data", "fsdp"), devices=jax.devices()[:devices])
+    mesh = jax.sharding.Mesh(mesh.devices, ("data", "fsdp"))  # auto axes
+    optimizer = optax.sgd(0.1)
+    graphdef, params, stats = split(_model(sites, **options))
+    state = initial_state(params, stats, optimizer)
+    before = jax.device_get(state)
+    state = jax.device_put(state, meshes.state_shardings(state, mesh))
+    train_step = make_train_step(graphdef, optimizer, NORMALIZE, 0.1, mesh)
+    with jax.set_mesh(mesh):
+        for _ in range(steps):
+            state, metrics = train_step(state, meshes.to_devices(batch, mesh), seed)
+    return before, jax.device_get(state), jax.device_get(metrics), train_step
+
+
+class Recording:
+    """The identity, keeping what it was shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, h):
+        self.shown.append(h)
+        return h
+
+
+def test_a_step_descends_the_task_loss_plus_the_written_out_penalty_of_every_block():
+    batch = _batch()
+    before, after, metrics, _ = _one_step(vc.Sites(block=REG, features=REG), batch)
+
+    def objective(params):
+        recording = Recording()
+        graphdef, _, stats = split(_model(vc.Sites(block=recording, features=recording)))
+        logits, _ = nnx.merge(graphdef, params, stats)(jnp.asarray((batch["image"] / 255.0 - 0.3) / 0.4, jnp.float32))
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], 2), 0.1)
+        task = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+        return task + sum(REG.penalty(h) for h in recording.shown), (task, len(recording.shown))
+
+    gradient, (task, sites) = jax.grad(objective, has_aux=True)(before["params"])
+    assert sites == 5
+    moved = jax.tree.map(lambda a, b: (a - b) / 0.1, before["params"], after["params"])
+    for ours, expected in zip(jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=3e-5 * float(jnp.abs(expected).max() + 1e-3))
+    np.testing.assert_allclose(metrics["loss"], task, rtol=1e-5)  # the task's alone
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (4, 2), (1, 8)])
+def test_three_sgd_steps_on_eight_devices_equal_those_on_one(data, fsdp):
+    sites = vc.Sites(block=REG)
+    _, alone, alone_metrics, _ = _one_step(sites, _batch(), steps=3)
+    _, spread, spread_metrics, _ = _one_step(sites, _batch(), MeshConfig(data, fsdp), devices=8, steps=3)
+    np.testing.assert_allclose(spread_metrics["loss"], alone_metrics["loss"], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(spread["params"]), jax.tree.leaves(alone["params"]), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_the_step_is_compiled_once_and_donates_its_state():
+    _, _, _, train_step = _one_step(vc.Sites(), _batch(8), steps=1, seed=11)
+    compiled = train_step._cache_size()
+    _one_step(vc.Sites(), _batch(8, seed=1), steps=3, seed=12)
+    assert train_step._cache_size() == compiled
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    optimizer = optax.sgd(0.1)
+    graphdef, params, stats = split(_model(vc.Sites()))
+    state = initial_state(params, stats, optimizer)
+    state = jax.device_put(state, meshes.state_shardings(state, mesh))
+    step = make_train_step(graphdef, optimizer, NORMALIZE, 0.1, mesh)
+    step(state, meshes.to_devices(_batch(8), mesh), 0)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_randomness_is_a_function_of_seed_and_step():
+    def losses(seed):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+        optimizer = optax.sgd(0.0)  # the same parameters at every step
+        graphdef, params, stats = split(_model(vc.Sites(), stochastic_depth=0.5))
+        state = initial_state(params, stats, optimizer)
+        step = make_train_step(graphdef, optimizer, NORMALIZE, 0.0, mesh)
+        found = []
+        for _ in range(3):
+            state, metrics = step(state, meshes.to_devices(_batch(), mesh), seed)
+            found.append(float(metrics["loss"]))
+        return found
+
+    first = losses(0)
+    assert len(set(first)) == 3  # another mask at every step
+    assert losses(0) == first
+    assert set(losses(1)).isdisjoint(first)
+
+
+def test_parameters_are_really_split_over_fsdp():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
+    state = {"kernel": jnp.zeros((3, 8, 16)), "bias": jnp.zeros((6,)), "step": jnp.zeros(())}
+    placed = jax.device_put(state, meshes.state_shardings(state, mesh))
+    held = {name: leaf.addressable_shards[0].data.shape for name, leaf in placed.items()}
+    assert held == {"kernel": (3, 8, 4), "bias": (6,), "step": ()}
+
+
+def test_prediction_normalises_bytes_as_torchvision_does():
+    graphdef, params, stats = split(_model(vc.Sites()))
+    pixels = _batch(4)["image"]
+    logits, features = make_predict(graphdef, NORMALIZE)(params, stats, jnp.asarray(pixels))
+    expected = _model(vc.Sites())(jnp.asarray((pixels.astype(np.float64) / 255 - 0.3) / 0.4, jnp.float32))
+    np.testing.assert_allclose(logits, expected[0], atol=1e-5)
+    np.testing.assert_allclose(features, expected[1], atol=1e-5)
+
+
+def test_evaluation_sums_leave_padding_out():
+    logits = jnp.asarray([[2.0, 0.0], [0.0, 1.0], [5.0, -5.0]])
+    sums = eval_sums(logits, jnp.asarray([0, 0, 1]), jnp.asarray([True, True, False]))
+    expected_loss = np.log1p(np.exp(-2.0)) + np.log1p(np.exp(1.0))
+    np.testing.assert_allclose([sums["loss"], sums["accuracy"], sums["count"]], [expected_loss, 1.0, 2.0], rtol=1e-6)
