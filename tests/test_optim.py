@@ -54,7 +54,9 @@ def test_twenty_steps_equal_torchs_adamw_with_the_same_two_groups(x64):
     ours, state = jax.tree.map(jnp.asarray, params), None
     state = optimizer.init(ours)
 
-    kernel, scale = (torch.tensor(params[a][b], requires_grad=True) for a, b in (("linear", "kernel"), ("norm", "scale")))
+    kernel, scale = (
+        torch.tensor(params[a][b], requires_grad=True) for a, b in (("linear", "kernel"), ("norm", "scale"))
+    )
     groups = [{"params": [kernel]}, {"params": [scale], "weight_decay": 0.0}]
     torch_optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
     for step, gradient in enumerate(gradients):

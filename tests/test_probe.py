@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
-from train import probe
+from train import lbfgs, probe
 from train.probe import Split
 
 STRENGTHS = np.array([1.0, 1e-6, 1e5, 1e-3, 1e2])  # both ends of the grid, in no order
@@ -133,14 +133,14 @@ def test_logits_are_linear_and_predictions_their_maximum():
 def test_rows_in_blocks_and_more_lanes_change_nothing(x64, monkeypatch):
     x, y = clusters(200)
     whole = probe.fit(x, y, CLASSES, STRENGTHS, tolerance=1e-11)
-    monkeypatch.setattr(probe, "BLOCK_LOGITS", 60 * CLASSES)
+    monkeypatch.setattr(lbfgs, "BLOCK_LOGITS", 60 * CLASSES)
     in_blocks = probe.fit(x, y, CLASSES, STRENGTHS, tolerance=1e-11, lanes=3)
     np.testing.assert_allclose(in_blocks.objective, whole.objective, rtol=1e-12)
     np.testing.assert_allclose(in_blocks.weights, whole.weights, rtol=1e-5, atol=1e-6)
 
 
 def test_mask_excludes_rows_sharded_over_eight_devices_or_not(x64, monkeypatch):
-    monkeypatch.setattr(probe, "BLOCK_LOGITS", 128 * CLASSES * 5)
+    monkeypatch.setattr(lbfgs, "BLOCK_LOGITS", 128 * CLASSES * 5)
     x, y = clusters(200)
     expected = probe.fit(x, y, CLASSES, STRENGTHS, tolerance=1e-11)
     padded = np.concatenate([x, np.full((8, 20), np.nan)]), np.concatenate([y, np.full(8, -1)])

@@ -23,7 +23,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 1):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "hashes": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -56,10 +57,14 @@ class Checkpoints:
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for path, leaf in _flat(like).items()
         }
-        self._check_structure(step, wanted)
+        self._manager.wait_until_finished()
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), hashes=ocp.args.JsonRestore())
         try:
+            saved = self._manager.item_metadata(step)["state"]
+            _check_structure(step, saved, wanted)
             restored = self._manager.restore(step, args=items)
+        except _OtherStructureError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise many types, some of them `Exception` itself
             raise CheckpointCorruptError(f"Checkpoint {step} cannot be read: {_first_line(error)}") from error
         arrays, hashes = restored["state"], restored["hashes"]
@@ -70,17 +75,22 @@ class Checkpoints:
             )
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
 
-    def _check_structure(self, step: int, wanted: dict[str, Any]) -> None:
-        saved: Any = self._manager.item_metadata(step)["state"]
-        described = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in saved.items()}
-        expected = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in wanted.items()}
-        lines = [f"- {path}: {described[path]} is saved, not wanted" for path in described.keys() - expected.keys()]
-        lines += [f"+ {path}: {expected[path]} is wanted, not saved" for path in expected.keys() - described.keys()]
-        for path in described.keys() & expected.keys():
-            if described[path] != expected[path]:
-                lines.append(f"! {path}: {described[path]} is saved, {expected[path]} is wanted")
-        if lines:
-            raise ValueError(f"Checkpoint {step} is of another model or optimizer:\n" + "\n".join(sorted(lines)))
+
+class _OtherStructureError(ValueError):
+    """A checkpoint of another model or optimizer."""
+
+
+def _check_structure(step: int, saved: Any, wanted: dict[str, Any]) -> None:
+    described = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in saved.items()}
+    expected = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in wanted.items()}
+    lines = [f"- {path}: {described[path]} is saved, not wanted" for path in described.keys() - expected.keys()]
+    lines += [f"+ {path}: {expected[path]} is wanted, not saved" for path in expected.keys() - described.keys()]
+    for path in described.keys() & expected.keys():
+        if described[path] != expected[path]:
+            lines.append(f"! {path}: {described[path]} is saved, {expected[path]} is wanted")
+    if lines:
+        differences = "\n".join(sorted(lines))
+        raise _OtherStructureError(f"Checkpoint {step} is of another model or optimizer:\n{differences}")
 
 
 def _flat(tree: Any) -> dict[str, Any]:

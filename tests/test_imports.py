@@ -1,0 +1,82 @@
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# The library needs jax, flax, optax, chex and jaxtyping. What those bring along they may import; we may not.
+LIBRARY_MAY_IMPORT = {"jax", "flax", "optax", "chex", "jaxtyping", "numpy", "vcreg_jax"}
+NOT_FOR_THE_LIBRARY = [
+    *("train", "configs", "tensorflow", "tensorflow_datasets", "grain", "array_record", "torch", "torchvision"),
+    *("timm", "sklearn", "matplotlib", "tyro", "PIL", "safetensors", "beartype", "pytest", "importlib_resources"),
+]
+
+
+def _imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [("vcreg_jax", LIBRARY_MAY_IMPORT), ("configs", {"train", "vcreg_jax", "configs"})],
+)
+def test_imports_point_one_way(package, allowed):
+    for path in (ROOT / package).rglob("*.py"):
+        assert _imported(path) - set(sys.stdlib_module_names) <= allowed, path
+
+
+def test_the_application_does_not_import_experiments():
+    for path in (ROOT / "train").rglob("*.py"):
+        assert "configs" not in _imported(path), path
+
+
+PROGRAM = """
+import sys
+
+class Forbidden:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {names}:
+            raise ImportError(f"forbidden: {{name}}")
+
+sys.meta_path.insert(0, Forbidden())
+{body}
+"""
+
+
+def _run_without(names, body):
+    program = PROGRAM.format(names=set(names), body=body)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_library_works_with_its_five_dependencies_alone():
+    body = """
+import jax, jax.numpy as jnp, vcreg_jax as vc
+from flax import nnx
+model = vc.models.create("convnext_digits", num_classes=3, in_channels=1, sites=vc.Sites(vc.VCReg()), rngs=nnx.Rngs(0))
+print(model(jnp.zeros((2, 8, 8, 1)))[0].shape)
+"""
+    done = _run_without(NOT_FOR_THE_LIBRARY, body)
+    assert done.stdout.strip() == "(2, 3)", done.stderr
+
+
+def test_the_barrier_itself_holds():
+    assert "forbidden: sklearn" in _run_without(["sklearn"], "import sklearn").stderr
+
+
+def test_the_wheel_holds_the_library_only(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, check=True, capture_output=True, cwd=ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"vcreg_jax"}

@@ -1,0 +1,100 @@
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+import vcreg_jax as vc
+from configs import digits
+from train import loop
+from train.log import MetricsFile
+
+SITES = vc.Sites(block=vc.VCReg())
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    train = digits.get_config().train
+    return replace(
+        train,
+        data=replace(train.data, directory=str(tmp_path_factory.mktemp("data"))),
+        model=replace(train.model, stochastic_depth=0.3),
+        optimizer=replace(train.optimizer, warmup_steps=1),
+        steps=4,
+        batch_size=32,
+        eval_every=2,
+        save_every=2,
+        log_every=1,
+    )
+
+
+def _bits(trained):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(trained.state)]
+
+
+def test_two_steps_and_two_after_a_crash_equal_four_bit_for_bit(config, tmp_path, monkeypatch):
+    straight = loop.train(config, SITES, 5, tmp_path / "straight", "straight")
+
+    write = MetricsFile.write
+
+    def crash_in_the_fourth_step(self, step, split, metrics):
+        if (step, split) == (3, "train"):
+            raise KeyboardInterrupt
+        write(self, step, split, metrics)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsFile, "write", crash_in_the_fourth_step)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config, SITES, 5, tmp_path / "crashed", "crashed")
+    assert [path.name for path in (tmp_path / "crashed" / "checkpoints").iterdir()] == ["2"]
+    resumed = loop.train(config, SITES, 5, tmp_path / "crashed", "resumed")
+
+    assert _bits(resumed) == _bits(straight)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("straight", "crashed")]
+    assert logs[0] == logs[1]
+    steps = [(line["step"], line["split"]) for line in map(json.loads, logs[0].splitlines())]
+    validations = [(step, "validation") for step in (0, 2, 4)]
+    assert sorted(steps) == sorted(validations + [(step, "train") for step in range(4)])
+
+
+def test_another_seed_gives_another_network(config, tmp_path):
+    short = replace(config, steps=2)
+    a, b = (loop.train(short, SITES, seed, tmp_path / str(seed), "seed") for seed in (0, 1))
+    assert _bits(a) != _bits(b)
+
+
+def test_a_finished_run_is_not_trained_again(config, tmp_path, monkeypatch):
+    short = replace(config, steps=2)
+    first = loop.train(short, SITES, 0, tmp_path, "first")
+    monkeypatch.setattr(loop, "make_train_step", lambda *_: None)  # would fail when called
+    assert _bits(loop.train(short, SITES, 0, tmp_path, "second")) == _bits(first)
+
+
+def test_evaluation_counts_every_example_once_whatever_the_batch_size(config, tmp_path):
+    trained = loop.train(replace(config, steps=2), SITES, 0, tmp_path, "run")
+    data = loop.prepare(config, SITES).validation
+    images = np.stack([data._decoded(data.records[index])["image"] for index in range(len(data))])
+    logits = np.asarray(trained.predict(jax.numpy.asarray(images))[0], np.float64)
+    labels = data.labels()
+    log_sum = np.log(np.exp(logits).sum(axis=1))
+    expected = {"loss": (log_sum - logits[np.arange(len(labels)), labels]).mean()}
+    expected["accuracy"] = (logits.argmax(axis=1) == labels).mean()
+    for batch_size in (16, 64, 400):
+        found = loop.evaluate(trained.predict, data, batch_size, trained.mesh)
+        np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), rtol=1e-5)
+
+
+def test_configs_that_cannot_run_are_refused_before_any_work(config):
+    def refused(message, **changes):
+        with pytest.raises(ValueError, match=message):
+            loop.prepare(replace(config, **changes), SITES)
+
+    refused(r"batch_size must divide by the 8 devices, got 100. Nearest: 96 or 104.", batch_size=100)
+    refused(
+        "Unknown model 'convnext_digit'. Did you mean 'convnext_digits'",
+        model=replace(config.model, name="convnext_digit"),
+    )
+    refused("data \\* fsdp = 8 devices, got data=3, fsdp=1", mesh=replace(config.mesh, data=3))
+    refused("warmup_steps must lie in", optimizer=replace(config.optimizer, warmup_steps=4))
+    refused("Unknown label of digits: 'fine'", data=replace(config.data, label="fine"))
