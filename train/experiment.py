@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import vcreg_jax as vc
@@ -56,6 +57,7 @@ def _train_and_probe(config: Experiment, arm: str, sites: Sites, seed: int, dire
         for name in ("train", "validation", "test"):
             data = pipeline.load(config.train.data, name, config.probe.label)
             splits[name] = probe.Split(*extract(trained.predict, data, batch_size, trained.mesh))
+    train_features = jnp.asarray(splits["train"].features)
     strengths = probe.l2_grid(config.probe.l2_low, config.probe.l2_high, config.probe.l2_count)
     found = _probe(config.probe, splits, data.num_classes, strengths)
     if not found.converged:
@@ -64,14 +66,14 @@ def _train_and_probe(config: Experiment, arm: str, sites: Sites, seed: int, dire
         directory / "features.npz",
         test_features=splits["test"].features,
         test_labels=splits["test"].labels,
-        singular_values=vc.metrics.singular_values(splits["train"].features),
+        singular_values=vc.metrics.singular_values(train_features),
         l2=strengths,
         validation_accuracy=found.validation_accuracy,
     )
     result = {
         "superclass_accuracy": test["accuracy"],
         "probe_accuracy": found.test_accuracy,
-        "effective_rank": float(vc.metrics.effective_rank(splits["train"].features)),
+        "effective_rank": float(vc.metrics.effective_rank(train_features)),
         "probe_l2": found.l2,
         "probe_converged": found.converged,
         "probe_protocol": found.protocol,

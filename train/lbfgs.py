@@ -29,6 +29,7 @@ class Fit(NamedTuple):
     converged: Bool[Array, " s"]
 
 
+@functools.partial(jax.jit, static_argnames="num_classes")
 def class_counts(labels: Array, mask: Array, num_classes: int) -> Array:
     """How many unmasked examples each class has."""
     return jnp.zeros(num_classes, int).at[jnp.where(mask, labels, 0)].add(mask)

@@ -221,7 +221,6 @@ def _extent(features: Array, labels: Array, mask: Array) -> tuple[Array, Array, 
     return jnp.isfinite(jnp.where(mask[:, None], features, 0)).all(), present.min(), present.max()
 
 
-@functools.partial(jax.jit, static_argnames="num_classes")
 @functools.partial(jax.jit, static_argnames=("num_classes", "metric"))
 def _accuracy(predicted: Array, split: _Rows, num_classes: int, metric: str) -> Array:
     """The metric per strength, `s`."""
