@@ -27,7 +27,7 @@ def _whole(split: pipeline.Split) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_three_splits_hold_scikit_learns_digits_bit_for_bit_and_once_each(config):
     images, labels = zip(
-        *(_whole(pipeline.load(config, s, "label")) for s in ("train", "validation", "test")), strict=True
+        *(_whole(pipeline.load(config, s, "digit")) for s in ("train", "validation", "test")), strict=True
     )
     restored = np.concatenate(images).astype(float).squeeze(-1) * 16 / 255
     expected, digits_of = load_digits(return_X_y=True)
@@ -39,7 +39,7 @@ def test_the_three_splits_hold_scikit_learns_digits_bit_for_bit_and_once_each(co
 
 
 def test_the_superclass_is_whether_the_digit_has_a_closed_loop(config):
-    _, digit = _whole(pipeline.load(config, "test", "label"))
+    _, digit = _whole(pipeline.load(config, "test", "digit"))
     _, superclass = _whole(pipeline.load(config, "test"))
     assert (superclass == np.isin(digit, [0, 6, 8, 9])).all()
 
@@ -55,7 +55,7 @@ def test_preparing_and_reading_need_no_tensorflow(tmp_path):
 import sys
 from train.data import builders, pipeline
 from train.config import DataConfig
-split = pipeline.load(DataConfig("digits", "label", (0.0,), (1.0,), directory={str(tmp_path)!r}), "test")
+split = pipeline.load(DataConfig("digits", "digit", (0.0,), (1.0,), directory={str(tmp_path)!r}), "test")
 print(next(split.train_batches(8, seed=0, start_step=0))["image"].dtype, "tensorflow" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
@@ -110,7 +110,7 @@ def test_the_hosts_parts_put_together_are_the_one_hosts_batches(config, hosts, m
 def test_unknown_names_are_answered_with_the_known_ones(config):
     with pytest.raises(ValueError, match="Unknown data set 'digit'. Known: digits"):
         builders.prepared("digit", config.directory)
-    with pytest.raises(ValueError, match="Unknown label of digits: 'fine'. Known: label, superclass"):
+    with pytest.raises(ValueError, match="Unknown label of digits: 'fine'. Known: digit, closed_loop"):
         pipeline.load(config, "train", "fine")
     with pytest.raises(ValueError, match="Unknown split of digits: 'val'. Known: train, validation, test"):
         pipeline.load(config, "val")

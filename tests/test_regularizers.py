@@ -76,7 +76,7 @@ def added(reg: vc.Regularizer, h: jax.Array) -> jax.Array:
 @jax.jit
 def autodiff(reg: Penalty, h: jax.Array) -> jax.Array:
     """The gradient of the written-out penalty."""
-    return autodiff(reg, h)
+    return jax.grad(reg.penalty)(h)
 
 
 def off_diagonal(c: np.ndarray) -> np.ndarray:
@@ -251,7 +251,7 @@ def test_the_weights_receive_no_gradient(x64, wrap):
 @pytest.mark.parametrize("reg", [vc.VCReg(), vc.VCReg(scope=2), vc.explicit(vc.VCReg()), vc.identity])
 def test_the_forward_pass_is_bitwise_the_identity(dtype, reg):
     special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1.5, 3e38, 2.0**-24, 65504.0, 1.0, 7.0]
-    h = jnp.asarray(np.float32(special).reshape(4, 3)).astype(dtype)
+    h = jnp.asarray(np.array(special, np.float32).reshape(4, 3)).astype(dtype)
     for out in (reg(h), jax.jit(reg)(h), jax.vjp(reg, h)[0]):
         assert out.dtype == h.dtype
         assert np.asarray(out).tobytes() == np.asarray(h).tobytes()
@@ -423,6 +423,17 @@ def test_a_large_common_offset_does_not_spoil_the_gradient(dtype, offset, tolera
     expected = np.concatenate([torch_gradient(group) for group in groups]) / len(groups)
     ours = added(vc.VCReg(scope=scope, alpha=0.64 * 2**10, beta=0.08 * 2**10), h)
     assert relative_error(ours, 2**10 * expected) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [("bfloat16", 60.0), ("float16", 1e3), ("float32", 1e3)])
+@pytest.mark.parametrize("scope", ["global", 4])
+def test_the_penalty_of_narrow_features_is_a_float32_of_float32_accuracy(dtype, offset, scope):
+    h = jnp.asarray(features((64, 16, 5)) + offset).astype(dtype)
+    loss = vc.VCReg(scope=scope, delta=0.25).penalty(h)
+    groups = 1 if scope == "global" else scope
+    expected = reference.penalty(np.asarray(h, np.float64), alpha=0.64, beta=0.08, delta=0.25, groups=groups)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
 # Edge cases

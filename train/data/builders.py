@@ -17,7 +17,7 @@ _WITH_CLOSED_LOOP = (0, 6, 8, 9)
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """The 1,797 handwritten 8x8 digits that scikit-learn carries, with a superclass: has it a closed loop?
+    """The 1,797 handwritten 8x8 digits that scikit-learn carries, with a superclass, whether the digit has a closed loop.
 
     Source: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998
     (its test set). Grey levels 0..16 are stored as 0..255.
@@ -28,8 +28,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
-            "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
-            "superclass": tfds.features.ClassLabel(names=["open", "closed loop"]),
+            "digit": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
+            "closed_loop": tfds.features.ClassLabel(names=["no", "yes"]),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -43,8 +43,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         for index, (image, digit) in enumerate(zip(images, digits, strict=True)):
             if _SPLIT_OF_TEN[seen[digit] % 10] == split:
                 pixels = np.rint(image.reshape(8, 8) * 255 / 16).astype(np.uint8)
-                superclass = int(digit in _WITH_CLOSED_LOOP)
-                yield index, {"image": _png(pixels), "label": int(digit), "superclass": superclass}
+                yield (
+                    index,
+                    {"image": _png(pixels), "digit": int(digit), "closed_loop": int(digit in _WITH_CLOSED_LOOP)},
+                )
             seen[digit] += 1
 
 
