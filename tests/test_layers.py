@@ -40,8 +40,8 @@ def test_each_group_is_normalised_as_pytorch_would_with_that_group_for_a_batch(s
     for part, grad in zip(np.split(x, groups), np.split(incoming, groups), strict=True):
         norm = torch.nn.BatchNorm2d(DIM)
         with torch.no_grad():
-            norm.weight += torch.arange(1.0, DIM + 1)
-            norm.bias += torch.arange(1.0, DIM + 1)
+            norm.weight.add_(torch.arange(1.0, DIM + 1))
+            norm.bias.add_(torch.arange(1.0, DIM + 1))
         there = torch.from_numpy(part.transpose(0, 3, 1, 2).copy()).requires_grad_()
         y = norm(there)
         y.backward(torch.from_numpy(grad.transpose(0, 3, 1, 2).copy()))

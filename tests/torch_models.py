@@ -1,5 +1,6 @@
 """PyTorch's side of the models' tests: each kind of network at reduced depth and width, and what it computes."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,15 @@ from vcreg_jax.models.resnet_cifar import CifarResNet
 from vcreg_jax.models.vit import TIMM, TORCHVISION, ViT
 
 
+class Subsampling(torch.nn.Module):
+    """Every second pixel, between as many channels of zeros as there are."""
+
+    def forward(self, x):
+        half = x[:, :, ::2, ::2]
+        zeros = torch.zeros_like(half[:, ::2])
+        return torch.cat([zeros, half, zeros], dim=1)
+
+
 class CifarBlock(torch.nn.Module):
     """Two 3x3 convolutions and a shortcut, attributes named as in akamaster's files."""
 
@@ -28,18 +38,16 @@ class CifarBlock(torch.nn.Module):
         self.bn1 = torch.nn.BatchNorm2d(dim)
         self.conv2 = torch.nn.Conv2d(dim, dim, 3, 1, 1, bias=False)
         self.bn2 = torch.nn.BatchNorm2d(dim)
-        projection = (torch.nn.Conv2d(in_dim, dim, 1, stride, bias=False), torch.nn.BatchNorm2d(dim))
-        self.shortcut = torch.nn.Sequential(*(projection if stride == 2 and option == "B" else ()))
-        self.added = dim - in_dim if option == "A" else 0
+        self.shortcut = torch.nn.Sequential()
+        if stride == 2 and option == "A":
+            self.shortcut = Subsampling()
+        elif stride == 2:
+            projection = torch.nn.Conv2d(in_dim, dim, 1, stride, bias=False)
+            self.shortcut = torch.nn.Sequential(projection, torch.nn.BatchNorm2d(dim))
 
     def forward(self, x):
         y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-        shortcut = self.shortcut(x)
-        if self.added:
-            half = shortcut[:, :, ::2, ::2]
-            zeros = half.new_zeros(len(x), self.added // 2, *half.shape[2:])
-            shortcut = torch.cat([zeros, half, zeros], dim=1)
-        return (y + shortcut).relu()
+        return (y + self.shortcut(x)).relu()
 
 
 class CifarNet(torch.nn.Module):
@@ -49,9 +57,10 @@ class CifarNet(torch.nn.Module):
         super().__init__()
         self.conv1 = torch.nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         self.bn1 = torch.nn.BatchNorm2d(16)
-        for stage, (in_dim, dim) in enumerate([(16, 16), (16, 32), (32, 64)], start=1):
-            blocks = [CifarBlock(in_dim if i == 0 else dim, dim, option) for i in range(n)]
-            setattr(self, f"layer{stage}", torch.nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = (
+            torch.nn.Sequential(*(CifarBlock(in_dim if i == 0 else dim, dim, option) for i in range(n)))
+            for in_dim, dim in [(16, 16), (16, 32), (32, 64)]
+        )
         self.linear = torch.nn.Linear(64, num_classes)
         for module in self.modules():
             if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
@@ -71,7 +80,7 @@ class Family:
     size: int  # of the images
     head: str  # the classifier's name there
     blocks: str  # pattern of the modules there whose outputs `sites.block` is to see
-    downsamples: str = "none"  # and `sites.downsample`
+    downsamples: str = ""  # and `sites.downsample`
     naming: str = "torchvision"
     channels: int = 3
     train_differs: bool = False  # from evaluation, by the statistics of batch norms
@@ -106,6 +115,7 @@ FAMILIES = {
         size=32,
         head="linear",
         blocks=r"layer\d\.\d",
+        downsamples=r"layer[23]\.0\.shortcut",
         naming="akamaster",
         train_differs=True,
     ),
@@ -174,6 +184,12 @@ def perturbed(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return net
 
 
+def network(family: Family, num_classes: int = 10, seed: int = 0) -> torch.nn.Module:
+    """`family`'s network with random weights."""
+    torch.manual_seed(seed)
+    return perturbed(family.theirs(num_classes=num_classes), seed)
+
+
 def batch(family: Family, n: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Random images, channels last, and labels of 10 classes."""
     rng = np.random.default_rng(seed)
@@ -185,18 +201,16 @@ def channels_first(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
-def outputs(net: torch.nn.Module, modules: list[str], images: np.ndarray) -> dict[str, np.ndarray]:
-    """What each of `modules` puts out in one forward pass, channels last."""
-    seen: dict[str, np.ndarray] = {}
+def outputs(net: torch.nn.Module, pattern: str, images: np.ndarray) -> list[np.ndarray]:
+    """What the modules whose names match `pattern` put out in one forward pass, in order, channels last."""
+    seen: list[np.ndarray] = []
 
-    def keep(name, value):
+    def keep(_module, _inputs, value):
         value = value.detach().numpy().copy()  # later layers may work in place
-        seen[name] = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+        seen.append(value.transpose(0, 2, 3, 1) if value.ndim == 4 else value)
 
-    hooks = [
-        net.get_submodule(name).register_forward_hook(lambda _m, _x, value, name=name: keep(name, value))
-        for name in modules
-    ]
+    modules = [module for name, module in net.named_modules() if re.fullmatch(pattern, name)]
+    hooks = [module.register_forward_hook(keep) for module in modules]
     net(channels_first(images))
     for hook in hooks:
         hook.remove()

@@ -63,8 +63,8 @@ def load(
     unfilled = [key for key in keys.values() if key not in source]
     if unused or unfilled or misfits:
         raise ValueError(_complaint(model, source, unused, unfilled, misfits))
-    new = [(path, variables[path].replace(_placed(value, variables[path].get_value()))) for path, value in values.items()]
-    nnx.update(model, nnx.from_flat_state(new))
+    placed = {path: _placed(value, variables[path].get_value()) for path, value in values.items()}
+    nnx.update(model, nnx.from_flat_state((path, variables[path].replace(value)) for path, value in placed.items()))
 
 
 def export(model: nnx.Module, naming: str | None = None) -> dict[str, np.ndarray]:

@@ -83,7 +83,7 @@ class BatchNorm(nnx.Module):
             return self._scaled(centred, _like(var, x))
         axes = shard_axes(x) if self.scope == "global" else ()
         groups = x[None] if self.scope == "global" else in_groups(x, self.scope)
-        n = num_samples(groups[0], axes)
+        n = num_samples(groups, axes) // groups.shape[0]
         if n < 2:
             raise ValueError(f"BatchNorm needs more than 1 value per channel in training, got {n} in {x.shape}.")
         samples = tuple(range(1, groups.ndim - 1))
