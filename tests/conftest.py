@@ -6,6 +6,8 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most tests compile much and compute little: half the time. Those marked `optimized` compile as users do.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 def _declare_torchvision_operators():
@@ -20,6 +22,14 @@ def _declare_torchvision_operators():
 
 # Kept for the life of the process: the schemas go when the object does.
 _TORCHVISION_OPERATORS = _declare_torchvision_operators()
+
+
+@pytest.fixture(autouse=True)
+def _optimized(request):
+    marked = request.node.get_closest_marker("optimized") is not None
+    jax.config.update("jax_disable_most_optimizations", not marked)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

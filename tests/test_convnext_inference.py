@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import vcreg_jax as vc
@@ -48,6 +49,7 @@ def compiled(program: Callable, *args) -> str:
     return re.sub(r"(?ms)^(FileNames|FunctionNames|FileLocations|StackFrames)\n.*?\n\n", "", text)
 
 
+@pytest.mark.optimized
 def test_inference_compiles_to_the_same_program_with_vcreg_everywhere_as_without():
     programs = []
     for sites in (vc.Sites(), EVERYWHERE):

@@ -240,6 +240,7 @@ def assert_at_most_one_all_reduce_a_layer(count: Callable[[vc.Regularizer], Coun
     assert without.total() < over_all.total() <= without.total() + layers
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("announced", [True, False], ids=["set_mesh", "placed"])
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit axes"])
 def test_a_layer_costs_at_most_one_all_reduce_and_none_in_groups(axis_type, announced):
@@ -257,6 +258,7 @@ def test_a_layer_costs_at_most_one_all_reduce_and_none_in_groups(axis_type, anno
         assert_at_most_one_all_reduce_a_layer(count, layers=3)
 
 
+@pytest.mark.optimized
 def test_a_layer_inside_shard_map_costs_at_most_one_all_reduce_and_none_in_groups():
     mesh, spec = mesh_of("two axes")
     layers = [np.float32(np.eye(WIDTH))] * 3
@@ -282,6 +284,7 @@ def test_explicit_axes_that_do_not_split_the_rows_move_no_features(kind):
     assert counts - without == Counter({"all-reduce": 1})
 
 
+@pytest.mark.optimized
 def test_a_block_of_convnext_costs_at_most_one_all_reduce_and_none_in_groups():
     mesh, spec = mesh_of("one axis")
     images = jax.device_put(np.zeros((16, 8, 8, 1), np.float32), NamedSharding(mesh, spec))

@@ -9,9 +9,8 @@ Paper: "Variance-Covariance Regularization Improves Representation Learning" (ar
 import functools
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar, cast, runtime_checkable
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
+from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, pytree
 from vcreg_jax.statistics import (
     centred,
     covariance,
@@ -30,30 +30,6 @@ from vcreg_jax.statistics import (
     shard_axes,
     statistics_dtype,
 )
-
-_Class = TypeVar("_Class")
-
-
-@runtime_checkable
-class Regularizer(Protocol):
-    """Anything that maps features to themselves and, in the backward pass, adds a gradient of its own."""
-
-    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """`h` itself."""
-        ...
-
-
-@runtime_checkable
-class Penalty(Regularizer, Protocol):
-    """A regularizer that can also be written out as a scalar."""
-
-    def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
-        """The scalar whose gradient the backward pass adds."""
-        ...
-
-    def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """What the backward pass adds."""
-        ...
 
 
 def identity(h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
@@ -74,55 +50,7 @@ class Sites:
     features: Regularizer = identity  # the input of the classifier
 
 
-@jax.custom_vjp
-def add_gradient(reg: Penalty, h: Float[Array, "*samples d"]) -> Float[Array, "*samples d"]:
-    """`h` itself; the backward pass adds `reg.gradient(h)` to the incoming gradient.
-
-    `reg` is a pytree, so its weights may be traced. The sum is taken in the dtype of `reg.gradient(h)` and
-    returned in that of `h`. The weights of `reg` themselves receive a zero gradient.
-    """
-    del reg
-    return h
-
-
-def _add_gradient_forward(reg, h):
-    return h, (reg, h)
-
-
-def _add_gradient_backward(residuals, incoming):
-    reg, h = residuals
-    return None, (incoming + reg.gradient(h)).astype(h.dtype)
-
-
-add_gradient.defvjp(_add_gradient_forward, _add_gradient_backward)
-
-
-def _pytree(*children: str) -> Callable[[type[_Class]], type[_Class]]:
-    """Registers a dataclass whose fields `children` may be traced; the others are static.
-
-    JAX rebuilds it around placeholders, which are no weights: hence not through the constructor, which would
-    refuse them (as it does under `jax.tree_util.register_dataclass` once types are checked at run time).
-    """
-
-    def register(cls: type[_Class]) -> type[_Class]:
-        static = tuple(name for name in cls.__annotations__ if name not in children)
-
-        def flatten(reg):
-            keyed = [(jax.tree_util.GetAttrKey(name), getattr(reg, name)) for name in children]
-            return keyed, tuple(getattr(reg, name) for name in static)
-
-        def unflatten(static_values, values):
-            reg = object.__new__(cls)
-            vars(reg).update(zip(children + static, (*values, *static_values), strict=True))
-            return reg
-
-        jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-        return cls
-
-    return register
-
-
-@_pytree("alpha", "beta")
+@pytree("alpha", "beta")
 @dataclass(frozen=True)
 class VCReg:
     """Variance-Covariance Regularization of features `h`, applied as `h = VCReg(...)(h)`.
@@ -153,9 +81,12 @@ class VCReg:
     gradients have zero column mean, so this is exact and the forward pass stays the identity).
     `paper_scale=True` gives Algorithm 1's scale. Eq. 3 has no eps; Algorithm 1 does.
 
+    It is a pytree of `alpha` and `beta`: `jax.vmap` over a `VCReg` of arrays runs a grid as one program. A Flax model
+    keeps its regularizers as static structure, so with traced weights create it inside the traced function.
+
     Raises:
       ValueError: for weights that are negative, `delta` or `eps` not above 0, an unknown `scope`; and when
-        called on integers, on fewer than two axes, or on a leading axis that `scope` does not divide.
+        called on integers, on fewer than two axes, on no features, or on a leading axis that `scope` does not divide.
     """
 
     alpha: float | Array = 0.64  # weight of the variance term; may be traced
@@ -258,7 +189,7 @@ class VCReg:
         return jnp.where(jnp.eye(d, dtype=bool), -to_unit_variance[:, None], to_zero_covariance)
 
 
-@_pytree("reg")
+@pytree("reg")
 @dataclass(frozen=True)
 class explicit:  # noqa: N801 - reads as a function of a regularizer, `explicit(reg)`
     """`reg` with a backward pass that is autodiff of `reg.penalty`: the "naive" column of Table 1.
@@ -270,6 +201,7 @@ class explicit:  # noqa: N801 - reads as a function of a regularizer, `explicit(
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
         """`h` itself; the backward pass adds `gradient(h)`."""
+        jax.eval_shape(self.reg.penalty, h)  # refuses here, not in the backward pass, what `reg` refuses
         return add_gradient(self, h)
 
     def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
@@ -287,6 +219,8 @@ def _check(h: Array, scope: Literal["global"] | int) -> None:
             f"VCReg needs features of shape (*samples, d) with at least two axes, got shape {h.shape}. "
             "Add a batch axis, or apply it before features are reduced."
         )
+    if h.shape[-1] == 0:
+        raise ValueError(f"VCReg needs at least one feature, got shape {h.shape}.")
     if not jnp.issubdtype(h.dtype, jnp.floating):
         raise ValueError(f"VCReg needs floating-point features, got {h.dtype}. Cast them first.")
     rows = num_samples(h, shard_axes(h)) if scope == "global" else math.prod(shape_in_groups(h, scope)[1:-1])

@@ -79,9 +79,9 @@ def mean_and_covariance(
     Args:
       h: features; any number of leading sample axes.
       axes: the axes of an enclosing `shard_map` over which further samples lie.
-      samples_spec: outside of `shard_map`, how the sample axes are split over the mesh, if known. Otherwise the
-        leading axis is taken to be split over all auto axes of the mesh. It decides what is communicated,
-        never the result.
+      samples_spec: outside of `shard_map`, how the sample axes are split over the mesh, if known (it is for explicit
+        axes). Otherwise the leading axis is taken to be split over all auto axes of the mesh. It decides what is
+        communicated, never the result: where an auto axis splits something else, features may be gathered.
     """
     mesh = _mesh_of(h)
     if samples_spec is None:
@@ -111,7 +111,9 @@ def _mean_and_covariance_over(h: Array, axes: tuple[str, ...]) -> tuple[Array, A
         lax.dot_general, dimension_numbers=((samples, samples), ((), ())), preferred_element_type=dtype
     )
     rows = math.prod(h.shape[:-1])
-    mean = over_samples(jnp.ones(h.shape[:-1], h.dtype), h) / rows
+    ones = jnp.ones(h.shape[:-1], h.dtype)
+    # Of float32 rows accelerators would round the operands, which an offset much larger than the spread cannot bear.
+    mean = over_samples(ones, h, precision=lax.Precision.HIGHEST) / rows
     x = centred(h, mean)
     scatter = over_samples(x, x)
     if not axes:

@@ -114,9 +114,7 @@ def _like(per_channel: Array, x: Array) -> Array:
     return jnp.expand_dims(per_channel, tuple(range(x.ndim - 1)))
 
 
-def run_blocks(
-    blocks: Iterable[nnx.Module], x: Array, *, train: bool, rngs: nnx.Rngs | None, remat: bool
-) -> Array:
+def run_blocks(blocks: Iterable[nnx.Module], x: Array, *, train: bool, rngs: nnx.Rngs | None, remat: bool) -> Array:
     """`x` through `blocks` one after the other.
 
     With `remat` only each block's input is kept for the backward pass, which computes the rest again: the same
