@@ -63,12 +63,14 @@ print(next(split.train_batches(8, seed=0, start_step=0))["image"].dtype, "tensor
 
 
 def _first_batches(config, count, batch_size=32, start=0, threads=2):
+    assert config.max_shift == 1 or count > 60  # the random draws are compared too
     split = pipeline.load(replace(config, reader_threads=threads), "train")
     batches = split.train_batches(batch_size, seed=7, start_step=start)
     return [next(batches) for _ in range(count)]
 
 
 def test_an_epoch_shows_every_image_once_and_the_next_in_another_order(config):
+    config = replace(config, max_shift=0)
     images, _ = _whole(pipeline.load(config, "train"))
     seen = np.concatenate([batch["image"] for batch in _first_batches(config, 2 * len(images) // 32 + 1)])
     as_rows = [image.tobytes() for image in images]

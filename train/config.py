@@ -14,6 +14,7 @@ class DataConfig:
     label: str  # the record's field that is the target
     mean: tuple[float, ...]  # of each channel, of pixels in 0..1
     std: tuple[float, ...]
+    max_shift: int = 0  # pixels by which training images are moved at random along each axis
     directory: str = "runs/data"  # where prepared data sets lie
     reader_threads: int = 2  # that read and decode records
 

@@ -11,13 +11,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-# In file order within each digit, of every ten: six to train, two to choose by, two to test.
-_SPLIT_OF_TEN = ("train",) * 6 + ("validation",) * 2 + ("test",) * 2
+# In file order within each digit, of every ten: five to train, one to choose by, four to test.
+_SPLIT_OF_TEN = ("train",) * 5 + ("validation",) + ("test",) * 4
 _WITH_CLOSED_LOOP = (0, 6, 8, 9)
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """The 1,797 handwritten 8x8 digits that scikit-learn carries, with a superclass, whether the digit has a closed loop.
+    """The 1,797 handwritten 8x8 digits that scikit-learn carries, with whether each has a closed loop.
 
     Source: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998
     (its test set). Grey levels 0..16 are stored as 0..255.

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from train.augment import shifted
 from train.config import DataConfig
 from train.data import builders
 
@@ -30,6 +31,7 @@ class Split:
     label: str
     image_shape: tuple[int, int, int]
     class_names: list[str]
+    max_shift: int
     reader_threads: int
 
     def __len__(self) -> int:
@@ -52,6 +54,7 @@ class Split:
             .shuffle()
             .repeat()
             .map(self._decoded)
+            .random_map(self._augmented)
             .batch(batch_size // hosts)
         )[start_step * hosts + host :: hosts]
         threads = grain.ReadOptions(num_threads=self.reader_threads, prefetch_buffer_size=2 * self.reader_threads)
@@ -73,6 +76,11 @@ class Split:
         """The labels in the split's order, int32 (n,)."""
         return np.array([self.records[index][self.label] for index in range(len(self))], np.int32)
 
+    def _augmented(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        if self.max_shift == 0:
+            return example
+        return example | {"image": shifted(example["image"], rng, self.max_shift)}
+
     def _decoded(self, record: dict[str, Any]) -> dict[str, Any]:
         pixels = np.asarray(Image.open(io.BytesIO(record["image"])))
         return {"image": pixels.reshape(self.image_shape), "label": np.int32(record[self.label])}
@@ -91,7 +99,9 @@ def load(config: DataConfig, split: str, label: str | None = None) -> Split:
     _require(label, labels, f"label of {config.name}")
     _require(split, list(builder.info.splits), f"split of {config.name}")
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    return Split(records, label, features["image"].shape, features[label].names, config.reader_threads)
+    return Split(
+        records, label, features["image"].shape, features[label].names, config.max_shift, config.reader_threads
+    )
 
 
 def _require(name: str, known: list[str], what: str) -> None:
