@@ -3,10 +3,15 @@
     python -m train run CONFIG [overrides]    train, probe and report; CONFIG is a file under configs/
     python -m train run CONFIG --help         what can be overridden, with types and defaults
     python -m train report FOLDER             write the report of a finished run again
+    python -m train convert IN OUT [--model NAME] [--num-classes N]
+                                              weights between .pth/.th/.pt, .safetensors and a run's checkpoints
+    python -m train crosscheck [--json FILE]  compare this implementation with PyTorch, number by number
 
 Wrong input ends with one line and exit status 2; --traceback before the command shows where it came from.
+A cross-check that fails ends with exit status 1.
 """
 
+import argparse
 import contextlib
 import functools
 import importlib.util
@@ -18,7 +23,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-COMMANDS = ("run", "report")
+COMMANDS = ("run", "report", "convert", "crosscheck")
 
 
 def main(arguments: list[str]) -> None:
@@ -39,6 +44,10 @@ def main(arguments: list[str]) -> None:
 def _dispatch(command: str, *arguments: str) -> None:
     if command not in COMMANDS:
         raise ValueError(f"Unknown command {command!r}. Known: {', '.join(COMMANDS)}.")
+    if command == "convert":
+        return _convert(arguments)
+    if command == "crosscheck":
+        return _crosscheck(arguments)
     if not arguments or arguments[0].startswith("-"):
         what = "a config file, such as configs/digits.py" if command == "run" else "a run folder, such as runs/digits"
         raise ValueError(f"`python -m train {command}` needs {what}.")
@@ -61,6 +70,38 @@ def _report(folder: Path) -> None:
     path = report.write(folder)
     print(report.table_text(report.summary(report.load(folder))))
     print(f"\nReport: {path}")
+
+
+def _convert(arguments: tuple[str, ...]) -> None:
+    parser = _Parser("python -m train convert", description="The model's name may be left out where IN tells it.")
+    parser.add_argument("source", metavar="IN", type=Path)
+    parser.add_argument("target", metavar="OUT", type=Path)
+    parser.add_argument("--model", metavar="NAME")
+    parser.add_argument("--num-classes", metavar="N", type=int)
+    given = parser.parse_args(arguments)
+    from train.convert import convert
+
+    print(convert(given.source, given.target, given.model, given.num_classes))
+
+
+def _crosscheck(arguments: tuple[str, ...]) -> None:
+    parser = _Parser("python -m train crosscheck", description="Exit status 1 when a comparison fails.")
+    parser.add_argument("--json", metavar="FILE", type=Path)
+    given = parser.parse_args(arguments)
+    try:
+        from train import crosscheck
+    except ModuleNotFoundError as error:
+        raise ValueError(f"`crosscheck` needs {error.name}: pip install 'vcreg-jax[train,torch]'.") from error
+    if not crosscheck.run(given.json):
+        sys.exit(1)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Two paths and an option do not need more."""
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse would print in two lines, as one."""
+        raise ValueError(f"{message} ({' '.join(self.format_usage().split())})")
 
 
 def _load_config(path: Path) -> Any:

@@ -1,14 +1,18 @@
-"""`python -m train convert`: weights between PyTorch's files, safetensors and our checkpoints, and no pickle ever.
+"""`python -m train convert`: weights between PyTorch's files, safetensors and our checkpoints; no pickle is loaded.
 
-Whatever is read goes through our model of the name given: every tensor must have its place and its shape there, and
-every place its tensor, before anything is written.
+Whatever is read goes through our model of that name: every tensor must have its place and its shape there, and every
+place its tensor, before anything is written.
 """
 
 import importlib
+import importlib.util
 import json
 import math
+import pickle
 import re
+import warnings
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,108 +23,166 @@ from flax import nnx
 import vcreg_jax as vc
 from train.checkpoint import Checkpoints
 from vcreg_jax import torch_weights
-from vcreg_jax.models.torch_names import NAMINGS
+from vcreg_jax.models.resnet_cifar import CifarResNet
+from vcreg_jax.models.torch_names import NAMINGS, from_torch
+from vcreg_jax.models.vit import ViT
 
-TORCH_SUFFIXES, SUFFIXES = (".pth", ".pt", ".th"), (".pth", ".pt", ".th", ".safetensors")
-_PREFIX = "vcreg_jax."  # of our entries in a file's metadata
+TORCH_SUFFIXES = (".pth", ".th", ".pt")
+SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
+_OURS = "vcreg_jax."  # how our entries in a file's metadata begin
+
+Shape = tuple[int, ...]
 
 
 def convert(source: Path, target: Path, name: str | None = None, num_classes: int | None = None) -> str:
-    """Writes the weights in `source` to `target` and says what was done.
+    """Writes the weights in `source` to `target`; returns one line that says what was written.
+
+    The number of input channels, the image size and a CIFAR ResNet's kind of shortcut are the file's. Floating-point
+    tensors are written as float32, our models' parameters.
 
     Args:
-      source: a `.pth`, `.pt`, `.th` or `.safetensors` file, or the `checkpoints` folder of a finished run.
-      target: a file of one of these suffixes. Tensors keep the names that they have in `source`; those of a
-        checkpoint get torchvision's, or akamaster's for a CIFAR ResNet.
-      name: which model it is, one of `vc.models.names()`; by default what `source` says itself, which our own
-        `.safetensors` files and runs do.
-      num_classes: of the classifier; by default as many as it has.
+      source: a `.pth`, `.th`, `.pt` or `.safetensors` file, or the `checkpoints` folder of a run that is not going on.
+      target: a file with one of these suffixes. Tensors keep the names they have in `source`; those of a checkpoint
+        get the names of the library that has the model, torchvision's where both do.
+      name: which model it is, one of `vc.models.names()`; by default what `source` says of itself, as our
+        `.safetensors` files and our runs do.
+      num_classes: refuse a classifier of another width; by default any is right.
 
     Raises:
-      ValueError: for anything that is not, in full, the weights of that model.
+      ValueError: for anything that is not the weights of that model, all of them and nothing else.
     """
     if target.suffix not in SUFFIXES:
-        raise ValueError(f"{target}: what is written ends in {', '.join(SUFFIXES)}, not in {target.suffix!r}.")
+        raise ValueError(f"{target} must end in {', '.join(SUFFIXES)}.")
+    if not target.parent.is_dir():
+        raise ValueError(f"There is no folder {target.parent}.")
     tensors, said = _read(source)
     name = name or said.get("model")
     if name is None:
-        raise ValueError(f"{source} does not say which model it is: give --model, one of {', '.join(vc.models.names())}.")
-    if source.is_dir():
-        model = _abstract(name, _options_of_checkpoint(tensors, said))
-        _fill(model, tensors, source)
-        exported = torch_weights.export(model)
-    else:
-        options, naming = _options(name, tensors)
-        model = _abstract(name, options)
-        _check_classes(source, options["num_classes"], num_classes)
-        torch_weights.load(model, tensors)
-        exported = torch_weights.export(model, naming) | _counters(tensors)
-    classes = _head_width(model)
-    _check_classes(source, classes, num_classes)
-    metadata = {"model": name, "num_classes": str(classes), "source": source.name, "version": _version()}
-    _write(target, exported, {_PREFIX + key: value for key, value in metadata.items()})
+        raise ValueError(f"{source} does not say which model it is. Give --model, of {', '.join(vc.models.names())}.")
+    model, exported = _through_checkpoint(name, tensors) if source.is_dir() else _through_file(source, name, tensors)
+    classes = model.head.kernel.shape[-1]
+    if num_classes not in (None, classes):
+        raise ValueError(f"{source} has {classes} classes, not {num_classes}. Leave --num-classes out to take them.")
+    about = {"model": name, "num_classes": classes, "source": source.name, "version": metadata.version("vcreg-jax")}
+    _write(target, exported, {_OURS + key: str(value) for key, value in about.items()})
     count = sum(value.size for value in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return f"{name}, {classes} classes, {count:,} parameters in {len(exported)} tensors: {target}"
+    return f"{target}: {name}, {classes} classes, {count:,} parameters, {len(exported)} tensors."
+
+
+def _through_file(source: Path, name: str, tensors: dict[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
+    """The model with the file's weights, and those as they will be written."""
+    largest = _abstract(name)
+    namings = next(namings for kind, namings in NAMINGS.items() if isinstance(largest, kind))
+    tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    paths = [path for path, _ in nnx.to_flat_state(nnx.state(largest, nnx.Param))]
+    naming = max(namings, key=lambda naming: len(tensors.keys() & {namings[naming](path) for path in paths}))
+    shapes = {}
+    for path in paths:
+        if (key := namings[naming](path)) in tensors:
+            there = np.broadcast_to(np.float32(0), tuple(tensors[key].shape))
+            shapes[_text(path)] = from_torch(path, there).shape if there.ndim else ()
+    model = _abstract(name, shapes)
+    try:
+        torch_weights.load(model, tensors)
+    except ValueError as error:
+        first, *rest = str(error).splitlines()
+        counts = [line.rstrip(":") for line in rest if not line.startswith(" ")]
+        raise ValueError(f"{source}: {first} ({'; '.join(counts)}; --traceback lists them)") from error
+    counters = {key: np.asarray(value) for key, value in tensors.items() if key.endswith("num_batches_tracked")}
+    return model, torch_weights.export(model, naming) | counters
+
+
+def _through_checkpoint(name: str, tensors: dict[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
+    """The same for parameters and statistics by their paths in our model."""
+    model = _abstract(name, {path: value.shape for path, value in tensors.items()})
+    variables = dict(nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))))
+    wanted = {_text(path): variable.shape for path, variable in variables.items()}
+    if wanted != {path: value.shape for path, value in tensors.items()}:
+        raise ValueError(f"The checkpoint is of another model than {name}.")
+    filled = [(path, variable.replace(tensors[_text(path)])) for path, variable in variables.items()]
+    nnx.update(model, nnx.from_flat_state(filled))
+    of_timm = getattr(model, "timm_conv_mlp", False) or "_patch" in name
+    return model, torch_weights.export(model, "timm" if of_timm else None)
+
+
+def _abstract(name: str, shapes: Mapping[str, Shape] | None = None) -> Any:
+    """The model without values: with the options that `shapes` (in our layout) tell, or with all it can have."""
+    model: Any = nnx.eval_shape(lambda: vc.models.create(name, rngs=nnx.Rngs(0)))
+    options: dict[str, Any] = {}
+    if isinstance(model, CifarResNet):
+        options["shortcut"] = "B" if shapes is None or any("/shortcut/" in path for path in shapes) else "A"
+    shapes = shapes or {}
+    if bias := shapes.get("head/bias"):
+        options["num_classes"] = bias[0]
+    stem = "patch_conv" if isinstance(model, ViT) else "stem_conv"
+    if len(kernel := shapes.get(f"{stem}/kernel", ())) == 4:
+        options["in_channels"] = kernel[2]
+    if isinstance(model, ViT) and len(positions := shapes.get("positions", ())) == 3:
+        patch = model.patch_conv.kernel.shape[0]
+        options["image_size"] = patch * max(math.isqrt(positions[1] - 1), 1)
+    return nnx.eval_shape(lambda: vc.models.create(name, rngs=nnx.Rngs(0), **options))
 
 
 def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Names to tensors, and what the file says about itself."""
+    """Names to tensors, and what the source says of itself."""
     if source.is_dir():
         return _read_checkpoint(source)
     if not source.is_file():
         raise ValueError(f"There is no file {source}.")
     if source.suffix == ".safetensors":
         return _read_safetensors(source)
-    if source.suffix not in TORCH_SUFFIXES:
-        raise ValueError(f"{source}: what can be read ends in {', '.join(SUFFIXES)}, not in {source.suffix!r}.")
-    return _read_torch(source), {}
+    if source.suffix in TORCH_SUFFIXES:
+        return _read_torch(source), {}
+    raise ValueError(f"{source} must end in {', '.join(SUFFIXES)}, or be the checkpoints folder of a run.")
 
 
 def _read_torch(source: Path) -> dict[str, Any]:
     torch = _imported("torch")
     try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # RuntimeError, EOFError, UnpicklingError and others, by where the file breaks off
-        if refused := re.search(r"Unsupported (?:global: GLOBAL|class|operand) ([\w.]+)", str(error)):
-            raise ValueError(
-                f"{source} holds a pickled object ({refused[1]}) and not weights alone. It was refused and nothing in "
-                "it was executed; save its state_dict() instead."
-            ) from None
-        raise ValueError(f"{source} is damaged, or not a file of PyTorch: {_first_sentence(error)}") from None
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols, before it is refused
+            content = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
+        what = f"a pickled object ({found[1]})" if found else "something pickled"
+        raise ValueError(
+            f"{source} holds {what}, not weights alone: refused, and nothing in it was executed. "
+            "Where it comes from, save the model's state_dict()."
+        ) from error
+    except Exception as error:  # by where the file breaks off: OSError, RuntimeError, EOFError, KeyError, ...
+        raise ValueError(f"{source} is truncated, damaged or not a file of PyTorch.") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{source} holds no state_dict: names with a tensor each.")
-    return dict(content)
+        raise ValueError(f"{source} holds no state_dict, which has a tensor for each name.")
+    return {str(key): value for key, value in content.items()}
 
 
 def _read_safetensors(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
     safetensors = _imported("safetensors")
+    framework = "pt" if importlib.util.find_spec("torch") else "np"  # NumPy has no bfloat16
     try:
-        with safetensors.safe_open(source, framework="np") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+        with safetensors.safe_open(source, framework=framework) as file:
+            about = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dictionary
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{source} is damaged, or not a safetensors file: {_first_sentence(error)}") from None
-    return tensors, {k.removeprefix(_PREFIX): value for k, value in metadata.items() if k.startswith(_PREFIX)}
+        raise ValueError(f"{source} is truncated, damaged or not a safetensors file: {error}.") from error
+    return tensors, {key.removeprefix(_OURS): value for key, value in about.items() if key.startswith(_OURS)}
 
 
 def _read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parameters and batch statistics of the newest step, hashes verified, by their paths in our model."""
+    """Parameters and statistics of the newest step by their paths in our model, against their hashes."""
     import orbax.checkpoint as ocp
 
     if not any(path.name.isdigit() for path in directory.iterdir()):
-        raise ValueError(f"{directory} holds no checkpoint. Give the `checkpoints` folder of a run.")
+        raise ValueError(f"{directory} holds no checkpoint. Give the folder `checkpoints` of a run, or a file.")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with Checkpoints(directory) as checkpoints:
+    with Checkpoints(directory) as checkpoints, ocp.StandardCheckpointer() as reader:
         step = checkpoints.latest_step()
-        with ocp.StandardCheckpointer() as reader:
-            saved: Any = reader.metadata(directory.absolute() / str(step) / "state").item_metadata
-        like = {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for path, leaf in saved.items()
-        }
-        state = checkpoints.restore(step or 0, like)
+        assert step is not None  # there is a folder of digits
+        saved: Any = reader.metadata(directory.absolute() / str(step) / "state").item_metadata
+        like = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for path, leaf in saved.items()}
+        state = checkpoints.restore(step, like)
     groups = ("params/", "batch_stats/")
     tensors = {path.split("/", 1)[1]: value for path, value in state.items() if path.startswith(groups)}
     config = directory.absolute().parents[2] / "config.json"  # of runs/NAME/ARM/SEED/checkpoints
@@ -128,35 +190,23 @@ def _read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return tensors, said
 
 
-def _abstract(name: str, options: dict[str, Any]) -> nnx.Module:
-    """The model without values."""
-    return nnx.eval_shape(lambda: vc.models.create(name, rngs=nnx.Rngs(0), **options))
+def _write(target: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> None:
+    partial = target.with_name(f"{target.name}.partial")
+    if target.suffix == ".safetensors":
+        _imported("safetensors.numpy").save_file(tensors, partial, about)
+    else:
+        torch = _imported("torch")
+        torch.save({key: torch.from_numpy(value) for key, value in tensors.items()}, partial)
+    partial.replace(target)
 
 
-def _options(name: str, tensors: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """With which options the model has the file's classes, channels and image size; and whose names the file has."""
-    model = _abstract(name, {})
-    paths = [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
-    namings = next(namings for kind, namings in NAMINGS.items() if isinstance(model, kind))
-    shapes = {key.removeprefix("module."): tuple(value.shape) for key, value in tensors.items()}
-    naming = max(namings, key=lambda naming: len(shapes.keys() & {namings[naming](path) for path in paths}))
-    by_path = {"/".join(map(str, path)): shapes[key] for path in paths if (key := namings[naming](path)) in shapes}
-    # In PyTorch's layout the input channels of a convolution are its second axis, and here its third.
-    stem = "patch_conv/kernel" if "patch_conv/kernel" in by_path else "stem_conv/kernel"
-    side, channels = (by_path[stem][-1], by_path[stem][1]) if len(by_path.get(stem, ())) == 4 else (1, 3)
-    is_b = any(key.split(".")[2:4] == ["shortcut", "0"] for key in shapes)
-    classes = by_path.get("head/bias", (1000,))[0]
-    return _fitting(model, classes, channels, by_path.get("positions"), side, is_b), naming
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        package = name.split(".")[0]
+        raise ValueError(f"Converting this file needs {package}: pip install 'vcreg-jax[torch]'.") from None
 
 
-def _options_of_checkpoint(tensors: Mapping[str, Any], said: Mapping[str, str]) -> dict[str, Any]:
-    raise NotImplementedError
-
-
-def _fitting(model: nnx.Module, *args: Any) -> dict[str, Any]:
-    raise NotImplementedError
-
-
-def _check_classes(source: Path, found: int, wanted: int | None) -> None:
-    if wanted is not None and found != wanted:
-        raise ValueError(f"{source} has {found} classes, and --num-classes is {wanted}.")
+def _text(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path))

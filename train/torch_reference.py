@@ -88,15 +88,12 @@ class Network:
     blocks: str  # pattern of the names of its residual blocks
 
 
-CONVNEXT_DEPTHS, CONVNEXT_DIMS = (1, 1, 1, 1), (16, 24, 32, 40)
-_SETTINGS = [
-    tv.convnext.CNBlockConfig(*row)
-    for row in zip(CONVNEXT_DIMS, (*CONVNEXT_DIMS[1:], None), CONVNEXT_DEPTHS, strict=True)
-]
+CONVNEXT_SHAPE = (1, 1, 1, 1), (16, 24, 32, 40)  # depths and widths of the stages
+_SETTINGS = [tv.convnext.CNBlockConfig(*row) for row in ((16, 24, 1), (24, 32, 1), (32, 40, 1), (40, None, 1))]
 
-RESNET = Network(partial(tv.ResNet, tv.resnet.BasicBlock, [1, 1, 1, 1]), 48, "fc", r"layer\d\.\d")
-CIFAR_RESNET20 = Network(partial(CifarNet, 3), 32, "linear", r"layer\d\.\d")
-CONVNEXT = Network(partial(tv.ConvNeXt, _SETTINGS), 80, "classifier.2", r"features\.[1357]\.\d")
+RESNET = Network(partial(tv.ResNet, tv.resnet.BasicBlock, [1, 1, 1, 1]), 24, "fc", r"layer\d\.\d")
+CIFAR_RESNET20 = Network(partial(CifarNet, 3), 16, "linear", r"layer\d\.\d")
+CONVNEXT = Network(partial(tv.ConvNeXt, _SETTINGS), 48, "classifier.2", r"features\.[1357]\.\d")
 VIT = Network(
     partial(tv.VisionTransformer, image_size=32, patch_size=8, num_layers=2, num_heads=3, hidden_dim=48, mlp_dim=192),
     32,
