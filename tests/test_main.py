@@ -60,4 +60,4 @@ def test_help_lists_every_field_with_its_type_and_default(capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--train.optimizer.peak-learning-rate FLOAT" in text
-    assert "--arms.VCReg.block.alpha FLOAT" in text and "(default: 0.64)" in text
+    assert "--arms.VCReg.block.alpha FLOAT" in text and "(default: 1.28)" in text
