@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from train import crosscheck, torch_reference
+from train import config
 from train.__main__ import main
-from train.crosscheck import FAMILIES, Item
+from train.crosscheck import command, networks, parts, torch_networks, torch_side
+from train.crosscheck.item import Item, compared, line
 
-VIT = FAMILIES[-1]
+VIT = next(family for family in networks.FAMILIES if family.name == "ViT")
 
 
 @pytest.fixture(autouse=True)
@@ -24,29 +25,30 @@ def one_thread():
 @pytest.mark.parametrize(
     ("items", "count"),
     [
-        (crosscheck.regularizer, 3),
-        (crosscheck.label_smoothing, 2),
-        (crosscheck.schedule, 1),
-        (crosscheck.optimizers, 2),
-        (lambda: crosscheck.one_step(VIT, "float64"), 4),
-        (lambda: crosscheck.training(VIT, "float64"), 1),
+        (parts.regularizer, 3),
+        (parts.label_smoothing, 2),
+        (parts.schedules, 3),
+        (parts.optimizers, 4),
+        (parts.moving_average, 1),
+        (lambda: networks.one_step(VIT, "float64"), 4),
+        (lambda: networks.training(VIT, "float64"), 1),
     ],
-    ids=["regularizer", "label smoothing", "schedule", "optimizers", "one step", "20 steps"],
+    ids=["regularizer", "label smoothing", "schedules", "optimizers", "moving average", "one step", "20 steps"],
 )
 def test_the_quick_comparisons_pass(items, count):
     rows = list(items())
     assert len(rows) == count
-    assert all(row.passed for row in rows), [crosscheck.line(row) for row in rows]
+    assert all(row.passed for row in rows), [line(row) for row in rows]
 
 
 def test_the_penalty_and_its_delta_are_felt_in_the_twenty_losses():
     """Else their agreement would say nothing about either."""
     rng = np.random.default_rng(0)
-    batches = [(images / 255, labels) for images, labels in (crosscheck._batch(VIT, rng) for _ in range(4))] * 5
+    batches = [(images / 255, labels) for images, labels in (networks._batch(VIT, rng) for _ in range(4))] * 5
 
     def losses(alpha, beta, delta):
-        net = torch_reference.create(VIT.theirs, 0).double()
-        return torch_reference.losses(VIT.theirs, net, batches, (alpha, beta, delta), VIT.learning_rate)
+        net = torch_networks.create(VIT.theirs, 0).double()
+        return torch_side.losses(VIT.theirs, net, batches, (alpha, beta, delta), VIT.learning_rate)
 
     ours = losses(0.64, 0.08, VIT.delta)
     for other in (
@@ -63,17 +65,17 @@ def test_the_penalty_and_its_delta_are_felt_in_the_twenty_losses():
     ("ours", "passed"), [([1.0, 2.0], True), ([1.0, 2.0 + 1e-6], False), ([1.0, np.nan], False), ([1.0], False)]
 )
 def test_an_item_passes_within_its_tolerance_only(ours, passed):
-    assert crosscheck._item("x, float64", np.array(ours), np.array([1.0, 2.0]), 1e-9).passed is passed
+    assert compared("x, float64", np.array(ours), np.array([1.0, 2.0]), 1e-9).passed is passed
 
 
 def test_a_number_of_another_precision_does_not_pass_for_float64():
-    assert not crosscheck._item("x, float64", np.ones(2, np.float32), np.ones(2), 1e-9).passed
+    assert not compared("x, float64", np.ones(2, np.float32), np.ones(2), 1e-9).passed
 
 
 def test_a_wrong_number_is_reported_and_ends_with_exit_status_one(monkeypatch, tmp_path, capsys):
-    right = torch_reference.penalty_gradient
-    monkeypatch.setattr(torch_reference, "penalty_gradient", lambda *args: right(*args) * (1 + 1e-9))
-    monkeypatch.setattr(crosscheck, "all_items", crosscheck.regularizer)
+    right = torch_side.penalty_gradient
+    monkeypatch.setattr(torch_side, "penalty_gradient", lambda *args: right(*args) * (1 + 1e-9))
+    monkeypatch.setattr(command, "all_items", parts.regularizer)
     with pytest.raises(SystemExit) as stop:
         main(["crosscheck", "--json", str(tmp_path / "result.json")])
     assert stop.value.code == 1
@@ -84,18 +86,8 @@ def test_a_wrong_number_is_reported_and_ends_with_exit_status_one(monkeypatch, t
     assert result["versions"]["torch"] == torch.__version__.split("+")[0] or result["versions"]["torch"]
 
 
-def test_what_does_not_exist_is_said_and_does_not_count_as_passed(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(crosscheck, "all_items", crosscheck.label_smoothing)
-    main(["crosscheck", "--json", str(tmp_path / "result.json")])
-    table = capsys.readouterr().out
-    assert "2 of 2 passed" in table
-    for name in crosscheck.NOT_IMPLEMENTED:
-        assert any(name in line and "not implemented" in line for line in table.splitlines())
-    assert json.loads((tmp_path / "result.json").read_text())["not_implemented"] == list(crosscheck.NOT_IMPLEMENTED)
-
-
 def test_a_folder_that_is_not_there_is_found_before_the_work(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(crosscheck, "all_items", lambda: pytest.fail("it was begun"))
+    monkeypatch.setattr(command, "all_items", lambda: pytest.fail("it was begun"))
     with pytest.raises(SystemExit) as stop:
         main(["crosscheck", "--json", str(tmp_path / "nowhere" / "result.json")])
     assert stop.value.code == 2
@@ -109,3 +101,35 @@ def test_an_item_is_a_value():
         "relative": 2.0,
         "tolerance": 3.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("changed", "compare", "failing"),
+    [
+        (("sgd_momentum", 0.91), parts.optimizers, "SGD"),
+        (("adam_decay", 0.051), parts.optimizers, "AdamW"),
+        (("trust", 1.001e-3), parts.optimizers, "LARS"),
+        (("start", 0.034), parts.schedules, "per epoch"),
+    ],
+)
+def test_a_constant_that_differs_is_found(monkeypatch, changed, compare, failing):
+    """What is changed is PyTorch's side of it only."""
+    name, value = changed
+    fields = {
+        "sgd_momentum": (config.SGD, "momentum"),
+        "adam_decay": (config.AdamW, "weight_decay"),
+        "trust": (config.LARS, "trust_coefficient"),
+        "start": (config.Cosine, "warmup_start"),
+    }
+    kind, field = fields[name]
+    theirs = {function: getattr(torch_side, function) for function in ("updated", "rates")}
+
+    def altered(given):
+        given = dataclasses.replace(given, rule=altered(given.rule)) if hasattr(given, "rule") else given
+        is_meant = isinstance(given, kind) and getattr(given, field)
+        return dataclasses.replace(given, **{field: value}) if is_meant else given
+
+    for function, right in theirs.items():
+        monkeypatch.setattr(torch_side, function, lambda first, *rest, right=right: right(altered(first), *rest))
+    rows = list(compare())
+    assert [failing in row.name for row in rows] == [not row.passed for row in rows]

@@ -17,7 +17,7 @@ def config(tmp_path_factory):
     train = replace(
         whole.train,
         data=replace(whole.train.data, directory=str(folder / "data")),
-        optimizer=replace(whole.train.optimizer, warmup_steps=1),
+        optimizer=replace(whole.train.optimizer, schedule=replace(whole.train.optimizer.schedule, warmup_steps=1)),
         steps=3,
         batch_size=64,
         log_every=1,

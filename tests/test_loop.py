@@ -20,7 +20,7 @@ def config(tmp_path_factory):
         train,
         data=replace(train.data, directory=str(tmp_path_factory.mktemp("data"))),
         model=replace(train.model, stochastic_depth=0.3),
-        optimizer=replace(train.optimizer, warmup_steps=1),
+        optimizer=replace(train.optimizer, schedule=replace(train.optimizer.schedule, warmup_steps=1)),
         steps=4,
         batch_size=32,
         eval_every=2,
@@ -96,5 +96,8 @@ def test_configs_that_cannot_run_are_refused_before_any_work(config):
         model=replace(config.model, name="convnext_digit"),
     )
     refused("data \\* fsdp = 8 devices, got data=3, fsdp=1", mesh=replace(config.mesh, data=3))
-    refused("warmup_steps must lie in", optimizer=replace(config.optimizer, warmup_steps=4))
+    refused(
+        "warmup_steps must lie in",
+        optimizer=replace(config.optimizer, schedule=replace(config.optimizer.schedule, warmup_steps=4)),
+    )
     refused("Unknown label of digits: 'fine'", data=replace(config.data, label="fine"))

@@ -59,5 +59,5 @@ def test_help_lists_every_field_with_its_type_and_default(capsys):
         main(["run", CONFIG, "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "--train.optimizer.peak-learning-rate FLOAT" in text
+    assert "--train.optimizer.schedule.peak-learning-rate FLOAT" in text
     assert "--arms.VCReg.block.alpha FLOAT" in text and "(default: 1.28)" in text

@@ -8,22 +8,53 @@ import torch
 from flax import nnx
 
 import vcreg_jax as vc
-from train.config import OptimizerConfig
+from train.config import AdamW, Cosine, OptimizerConfig, StepDecay
 from train.optim import learning_rate, make_optimizer, normalization_parameters
 
-CONFIG = OptimizerConfig(peak_learning_rate=1e-2, weight_decay=0.05, warmup_steps=5)
+CONFIG = OptimizerConfig(AdamW(weight_decay=0.05), Cosine(1e-2, warmup_steps=5))
 
 
 def test_the_schedule_is_a_linear_warm_up_and_half_a_cosine_down_to_zero():
-    schedule = learning_rate(CONFIG, 25)
+    schedule = learning_rate(CONFIG.schedule, 25)
     warmup = [1e-2 * step / 5 for step in range(5)]
     cosine = [1e-2 * 0.5 * (1 + math.cos(math.pi * step / 20)) for step in range(21)]
-    np.testing.assert_allclose([schedule(step) for step in range(26)], warmup + cosine, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose([schedule(step) for step in range(26)], warmup + cosine, rtol=1e-6, atol=1e-12)
 
 
-def test_a_warm_up_as_long_as_the_run_is_refused():
+# Rates of single epochs of torchvision's recipes, by its own schedulers, to all digits that float32 has.
+@pytest.mark.parametrize(
+    ("config", "epochs", "steps_per_epoch", "rates"),
+    [
+        (StepDecay(0.1, 30 * 5005), 90, 5005, {0: 0.1, 29: 0.1, 30: 0.01, 59: 0.01, 60: 0.001, 89: 0.001}),
+        (
+            Cosine(1e-3, 5 * 1251, warmup_start=0.01, hold_steps=1251),
+            600,
+            1251,
+            {0: 1e-5, 1: 2.08e-4, 4: 8.02e-4, 5: 1e-3, 6: 0.00099999303, 599: 6.9695512e-09},
+        ),
+        (
+            Cosine(3e-3, 30 * 313, warmup_start=0.033, hold_steps=313),
+            300,
+            313,
+            {0: 9.9e-5, 1: 1.957e-4, 29: 2.9033e-3, 30: 3e-3, 299: 1.0153799e-07},
+        ),
+    ],
+    ids=["ResNet-50", "ConvNeXt-T", "ViT-B/32"],
+)
+def test_a_recipe_that_steps_once_per_epoch_holds_its_rate_throughout_the_epoch(config, epochs, steps_per_epoch, rates):
+    schedule = learning_rate(config, epochs * steps_per_epoch)
+    for epoch, rate in rates.items():
+        for step in (epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1):
+            np.testing.assert_allclose(schedule(step), rate, rtol=1e-6)
+
+
+def test_schedules_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match=r"warmup_steps must lie in \[0, steps=5\), got 5"):
-        learning_rate(CONFIG, 5)
+        learning_rate(CONFIG.schedule, 5)
+    with pytest.raises(ValueError, match="hold_steps must be at least 1, got 0"):
+        learning_rate(Cosine(1.0, 0, hold_steps=0), 5)
+    with pytest.raises(ValueError, match="every_steps must be at least 1, got 0"):
+        learning_rate(StepDecay(1.0, 0), 5)
 
 
 # Elements and tensors that torch's recipes exempt ("norm" modules), counted on torchvision's and timm's own models.

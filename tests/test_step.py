@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,16 @@ from jax.sharding import Mesh
 
 import vcreg_jax as vc
 from train import mesh as meshes
-from train.step import Normalize, eval_sums, initial_state, make_predict, make_train_step, split
+from train.config import EMAConfig
+from train.step import (
+    Normalize,
+    eval_sums,
+    initial_state,
+    make_predict,
+    make_train_step,
+    split,
+    weights_to_use,
+)
 
 NORMALIZE = Normalize(mean=(0.3,), std=(0.4,))
 REG = vc.VCReg(alpha=2.0, beta=5.0)
@@ -145,3 +156,24 @@ def test_evaluation_sums_leave_padding_out():
     sums = eval_sums(logits, jnp.asarray([0, 0, 1]), jnp.asarray([True, True, False]))
     expected_loss = np.log1p(np.exp(-2.0)) + np.log1p(np.exp(1.0))
     np.testing.assert_allclose([sums["loss"], sums["accuracy"], sums["count"]], [expected_loss, 1.0, 2.0], rtol=1e-6)
+
+
+def test_the_step_keeps_the_moving_average_of_parameters_and_batch_statistics():
+    """By hand from the weights of a run without one; updates at steps 0 (a copy), 2, 3 (an epoch's first) and 5."""
+    model = vc.models.create("resnet20", num_classes=2, in_channels=1, rngs=nnx.Rngs(0))
+    graphdef, params, stats = split(model)
+    optimizer, mesh, history = optax.sgd(0.1), _mesh(), []
+    config = EMAConfig(0.9, steps_per_epoch=3, every_steps=2)
+    for ema_config in (None, config):
+        state = jax.jit(partial(initial_state, params, stats, optimizer, ema_config is not None))()
+        step = make_train_step(graphdef, optimizer, NORMALIZE, 0.0, mesh, ema_config)
+        for seed in range(6):
+            state, _ = step(state, meshes.to_devices(_batch(8, seed), mesh), 0)
+            if ema_config is None:
+                history.append(jax.device_get(weights_to_use(state)))
+    average = history[0]
+    for index in (2, 3, 5):
+        average = jax.tree.map(lambda a, w: 0.9 * np.float64(a) + 0.1 * w, average, history[index])
+    assert len(jax.tree.leaves(average)) == len(jax.tree.leaves((params, stats)))
+    for ours, expected in zip(jax.tree.leaves(weights_to_use(state)), jax.tree.leaves(average), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)

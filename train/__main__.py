@@ -89,10 +89,10 @@ def _crosscheck(arguments: tuple[str, ...]) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path)
     given = parser.parse_args(arguments)
     try:
-        from train import crosscheck
+        from train.crosscheck import command
     except ModuleNotFoundError as error:
         raise ValueError(f"`crosscheck` needs {error.name}: pip install 'vcreg-jax[train,torch]'.") from error
-    if not crosscheck.run(given.json):
+    if not command.run(given.json):
         sys.exit(1)
 
 
@@ -123,8 +123,9 @@ def _overridden(config: Any, arguments: tuple[str, ...]) -> Any:
 
     weights = tyro.constructors.ConstructorRegistry()
     weights.primitive_rule(_number_or_traced_number)
-    # Fixed: places where no regularizer is, for which no text could stand.
-    parse = functools.partial(tyro.cli, prog="python -m train run CONFIG", config=(tyro.conf.SuppressFixed,))
+    # Fixed: places where no regularizer is, for which no text could stand. A choice of types is the config file's.
+    options = (tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands)
+    parse = functools.partial(tyro.cli, prog="python -m train run CONFIG", config=options)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), weights:

@@ -29,14 +29,68 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW under a linear warm-up and a cosine decay to 0, both in steps."""
+class Cosine:
+    """Linear from `warmup_start` times the peak over the warm-up, then half a cosine down to 0 at the last step."""
 
     peak_learning_rate: float
-    weight_decay: float  # decoupled; parameters of normalization layers are exempt
     warmup_steps: int
+    warmup_start: float = 0.0  # share of the peak at step 0
+    hold_steps: int = 1  # between changes of the rate: an epoch's where a recipe changes it once per epoch
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """The peak, multiplied by `factor` after every `every_steps`."""
+
+    peak_learning_rate: float
+    every_steps: int
+    factor: float = 0.1
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay."""
+
+    weight_decay: float
+    decay_norms: bool = False  # the parameters of normalization layers too
     b1: float = 0.9
     b2: float = 0.999
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Momentum without dampening; weight decay is added to every parameter's gradient, as PyTorch does."""
+
+    weight_decay: float
+    momentum: float = 0.9
+
+
+@dataclass(frozen=True)
+class LARS:
+    """Momentum SGD with every layer's gradient scaled to its weights; biases and norms are plain momentum SGD."""
+
+    weight_decay: float
+    momentum: float = 0.9
+    trust_coefficient: float = 1e-3
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An update rule under a schedule of the learning rate."""
+
+    rule: AdamW | SGD | LARS
+    schedule: Cosine | StepDecay
+    clip_norm: float | None = None  # largest norm of all gradients together
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """An exponential moving average of parameters and batch statistics, used in place of the last ones."""
+
+    decay: float  # of one update; `train.ema.adjusted_decay` gives torchvision's
+    steps_per_epoch: int  # updates are counted from the start of every epoch
+    every_steps: int = 32  # between updates
+    copy_steps: int = 0  # up to this step an update is a plain copy: the warm-up's
 
 
 @dataclass(frozen=True)
@@ -57,6 +111,7 @@ class TrainConfig:
     steps: int
     batch_size: int  # images a step, over all devices of all hosts
     label_smoothing: float = 0.0
+    ema: EMAConfig | None = None
     eval_every: int = 100  # steps
     save_every: int = 500  # steps
     log_every: int = 10  # steps

@@ -183,8 +183,11 @@ def _read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
         saved: Any = reader.metadata(directory.absolute() / str(step) / "state").item_metadata
         like = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for path, leaf in saved.items()}
         state = checkpoints.restore(step, like)
-    groups = ("params/", "batch_stats/")
-    tensors = {path.split("/", 1)[1]: value for path, value in state.items() if path.startswith(groups)}
+    average = "ema/" if any(path.startswith("ema/") for path in state) else ""
+    groups = (f"{average}params/", f"{average}batch_stats/")
+    tensors = {
+        path.removeprefix(average).split("/", 1)[1]: value for path, value in state.items() if path.startswith(groups)
+    }
     config = directory.absolute().parents[2] / "config.json"  # of runs/NAME/ARM/SEED/checkpoints
     said = {"model": json.loads(config.read_text())["train"]["model"]["name"]} if config.is_file() else {}
     return tensors, said

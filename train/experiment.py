@@ -127,11 +127,10 @@ def _differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
 
 
 def as_json(config: Any) -> Any:
-    """A config as what JSON can hold; a function by its name, a regularizer with its class's."""
+    """A config as what JSON can hold: every part with its class, a function by its name."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         values = {field.name: as_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
-        is_regularizer = isinstance(config, vc.Regularizer)
-        return {"class": type(config).__name__, **values} if is_regularizer else values
+        return {"class": type(config).__name__, **values}
     if isinstance(config, dict):
         return {key: as_json(value) for key, value in config.items()}
     if isinstance(config, list | tuple):

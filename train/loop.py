@@ -17,7 +17,7 @@ from train.data import pipeline
 from train.log import Bar, MetricsFile, Rate
 from train.model import Architecture, create_state, structure
 from train.optim import make_optimizer
-from train.step import Normalize, State, eval_sums, make_predict, make_train_step
+from train.step import Normalize, State, eval_sums, make_predict, make_train_step, weights_to_use
 from vcreg_jax import Sites
 
 Predict = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # images -> (logits, features)
@@ -56,8 +56,8 @@ def prepare(config: TrainConfig, sites: Sites) -> Prepared:
     data = pipeline.load(config.data, "train")
     validation = pipeline.load(config.data, "validation")
     architecture = Architecture(config.model, data.num_classes, data.image_shape, sites)
-    graphdef, without_decay = structure(architecture)
-    optimizer = make_optimizer(config.optimizer, config.steps, without_decay)
+    graphdef, norms = structure(architecture)
+    optimizer = make_optimizer(config.optimizer, config.steps, norms)
     return Prepared(mesh, data, validation, architecture, graphdef, optimizer)
 
 
@@ -68,12 +68,12 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
     """
     run = prepare(config, sites)
     normalize = Normalize(config.data.mean, config.data.std)
-    train_step = make_train_step(run.graphdef, run.optimizer, normalize, config.label_smoothing, run.mesh)
+    train_step = make_train_step(run.graphdef, run.optimizer, normalize, config.label_smoothing, run.mesh, config.ema)
     predict_with = make_predict(run.graphdef, normalize)
 
     directory.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(run.mesh), Checkpoints(directory / "checkpoints", config.keep_checkpoints) as checkpoints:
-        state = create_state(run.architecture, run.optimizer, run.mesh, seed)
+        state = create_state(run.architecture, run.optimizer, run.mesh, seed, config.ema is not None)
         if (start := checkpoints.latest_step()) is not None:
             state = checkpoints.restore(start, like=state)
         start = start or 0
@@ -85,7 +85,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
             for step in range(start, config.steps + 1):
                 last = step == config.steps
                 if last or step % config.eval_every == 0:
-                    predict = functools.partial(predict_with, state["params"], state["batch_stats"])
+                    predict = functools.partial(predict_with, *weights_to_use(state))
                     metrics = evaluate(predict, run.validation, config.batch_size, run.mesh)
                     metrics_file.write(step, "validation", metrics)
                     accuracy = metrics["accuracy"]
@@ -99,7 +99,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     metrics_file.write(step, "train", metrics)
                     rate.update(step)
                     bar.update(step, f"loss {metrics['loss']:.4f}  {rate}")
-    return Trained(state, run.mesh, functools.partial(predict_with, state["params"], state["batch_stats"]), accuracy)
+    return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), accuracy)
 
 
 def evaluate(predict: Predict, data: pipeline.Split, batch_size: int, mesh: Mesh) -> dict[str, float]:

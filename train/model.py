@@ -49,15 +49,19 @@ def structure(architecture: Architecture) -> tuple[nnx.GraphDef, frozenset[Path]
     return split(model)[0], normalization_parameters(model)
 
 
-def create_state(architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> State:
+def create_state(
+    architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, with_ema: bool = False
+) -> State:
     """The state before the first step, every array created where it lies on the mesh."""
-    return _initializer(architecture, optimizer, mesh)(seed)
+    return _initializer(architecture, optimizer, mesh, with_ema)(seed)
 
 
 @functools.lru_cache
-def _initializer(architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def _initializer(
+    architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, with_ema: bool
+) -> Any:
     def create(seed):
         _, params, batch_stats = split(architecture.create(seed))
-        return initial_state(params, batch_stats, optimizer)
+        return initial_state(params, batch_stats, optimizer, with_ema)
 
     return jax.jit(create, out_shardings=state_shardings(jax.eval_shape(create, 0), mesh))

@@ -13,9 +13,12 @@ from jax import Array
 from jax.sharding import Mesh
 
 import vcreg_jax as vc
+from train import ema
+from train.config import EMAConfig
 from train.mesh import state_shardings
 
-State = dict[str, Any]  # step: int32 (); params, batch_stats: nested dicts of arrays; opt_state: optax's
+# step: int32 (); params, batch_stats: nested dicts of arrays; opt_state: optax's; ema, if kept: params, batch_stats
+State = dict[str, Any]
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
@@ -26,10 +29,19 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
-def initial_state(params: dict, batch_stats: dict, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step."""
-    step = jnp.zeros((), jnp.int32)
-    return {"step": step, "params": params, "batch_stats": batch_stats, "opt_state": optimizer.init(params)}
+def initial_state(
+    params: dict, batch_stats: dict, optimizer: optax.GradientTransformation, with_ema: bool = False
+) -> State:
+    """The state before the first step; with `ema`, a moving average of the weights, which starts as a copy."""
+    weights = {"params": params, "batch_stats": batch_stats}
+    state = {"step": jnp.zeros((), jnp.int32), **weights, "opt_state": optimizer.init(params)}
+    return state | {"ema": jax.tree.map(jnp.copy, weights)} if with_ema else state
+
+
+def weights_to_use(state: State) -> tuple[dict, dict]:
+    """The parameters and batch statistics to evaluate, probe and export: the moving average's if there is one."""
+    weights = state.get("ema", state)
+    return weights["params"], weights["batch_stats"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,7 @@ def make_train_step(
     normalize: Normalize,
     label_smoothing: float,
     mesh: Mesh,
+    ema_config: EMAConfig | None = None,
 ) -> Callable[[State, Batch, int], tuple[State, Metrics]]:
     """A jitted `(state, batch, seed) -> (state, metrics)` that donates the old state.
 
@@ -76,11 +89,12 @@ def make_train_step(
             "accuracy": vc.metrics.correct(logits, batch["label"]).mean(),
             "gradient_norm": optax.tree.norm(gradients),
         }
-        params = optax.apply_updates(state["params"], updates)
-        step = state["step"] + 1
-        state = {"step": step, "params": params, "batch_stats": batch_stats, "opt_state": opt_state}
+        weights = {"params": optax.apply_updates(state["params"], updates), "batch_stats": batch_stats}
+        after = {"step": state["step"] + 1, **weights, "opt_state": opt_state}
+        if ema_config is not None:
+            after["ema"] = ema.updated(ema_config, state["ema"], weights, state["step"])
         # As the first state lay, so lie all: otherwise the second call would compile anew.
-        return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh)), metrics
+        return jax.lax.with_sharding_constraint(after, state_shardings(after, mesh)), metrics
 
     return train_step
 

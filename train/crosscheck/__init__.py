@@ -1,0 +1,1 @@
+"""This implementation and PyTorch, side by side, number by number."""
