@@ -109,6 +109,17 @@ def test_a_runs_newest_checkpoint_is_a_source_too(tmp_path):
         convert(tmp_path, tmp_path / "b.pth", "resnet32")
 
 
+def test_of_a_run_with_a_moving_average_the_average_is_taken(tmp_path):
+    model = vc.models.create("resnet20", num_classes=4, rngs=nnx.Rngs(0))
+    _, params, batch_stats = split(model)
+    last = jax.tree.map(jnp.zeros_like, {"params": params, "batch_stats": batch_stats})
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(1, last | {"ema": {"params": params, "batch_stats": batch_stats}})
+    convert(tmp_path / "checkpoints", tmp_path / "a.pth", "resnet20")
+    exported = {key: torch.from_numpy(value) for key, value in torch_weights.export(model).items()}
+    assert_same(torch.load(tmp_path / "a.pth", weights_only=True), exported)
+
+
 class Malicious:
     """Runs a command wherever it is unpickled without care."""
 

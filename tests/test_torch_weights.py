@@ -183,6 +183,15 @@ def test_everything_that_does_not_fit_is_listed_in_one_error():
     assert "bn1.bias: int64 in the file" in message
 
 
+@pytest.mark.parametrize(("missing", "added"), [("bn1.weight", None), (None, "bn9.weight")])
+def test_one_name_too_few_or_too_many_is_an_error(missing, added):
+    family = FAMILIES["CIFAR resnet, option A"]
+    state = dict(family.theirs(num_classes=10).state_dict())
+    state = {key: value for key, value in state.items() if key != missing}
+    state |= {added: torch.zeros(16)} if added else {}
+    assert f"\n  {missing or added}" in complaint(abstract(family), state)
+
+
 def test_another_number_of_classes_is_said_in_the_first_line_and_can_be_left_out():
     family = FAMILIES["torchvision convnext"]
     state = network(family, num_classes=7, seed=1).state_dict()
