@@ -1,6 +1,19 @@
 """Variance-Covariance Regularization for JAX and Flax: `import vcreg_jax as vc`."""
 
 from vcreg_jax import losses, metrics, models, torch_weights
+from vcreg_jax.baselines import DeCov, WLDReg
 from vcreg_jax.regularizers import Regularizer, Sites, VCReg, explicit, identity
 
-__all__ = ["Regularizer", "Sites", "VCReg", "explicit", "identity", "losses", "metrics", "models", "torch_weights"]
+__all__ = [
+    "DeCov",
+    "Regularizer",
+    "Sites",
+    "VCReg",
+    "WLDReg",
+    "explicit",
+    "identity",
+    "losses",
+    "metrics",
+    "models",
+    "torch_weights",
+]

@@ -1,0 +1,169 @@
+"""The regularizers that the paper's Table 2 sets beside VCReg: DeCov and WLD-Reg.
+
+Functions `h -> h` like VCReg, made for the input of the classifier: `Sites(features=DeCov(...))`.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Float
+
+from vcreg_jax.add_gradient import add_gradient, pytree
+from vcreg_jax.regularizers import VCReg
+from vcreg_jax.statistics import explicit_sharding, num_samples, shard_axes, statistics_dtype
+
+
+@pytree("weight")
+@dataclass(frozen=True)
+class DeCov:
+    """DeCov of features `h` of shape `(*samples, d)`: half the squared off-diagonal covariances, summed.
+
+    With n samples, x = h - mean over samples and C = x'x / n, the penalty is
+
+        weight / 2 * sum_{i != j} C_ij^2
+
+    and its gradient 2 weight / n * x offdiag(C). It is Eq. 4 of the VCReg paper with
+    beta = weight d (d - 1) / 2 * ((n - 1) / n)^2, and is computed as that: one matrix product, and at most one
+    all-reduce over a sharded batch. Unlike Eq. 4 it is not averaged over pairs, so it grows with the width.
+
+    Source: Cogswell et al., "Reducing Overfitting in Deep Networks by Decorrelating Representations"
+    (arXiv 1511.06068), Eq. 2. The paper took its hyper-parameters from the WLD-Reg paper; the value of `weight`
+    used there is unverified.
+
+    Raises:
+      ValueError: for a negative weight; and when called as for `VCReg`.
+    """
+
+    weight: float | Array = 0.1  # may be traced
+    scope: Literal["global"] | int = "global"  # whose statistics, as for VCReg
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weight, int | float) and not self.weight >= 0:
+            raise ValueError(f"DeCov needs weight >= 0, got {self.weight}.")
+        VCReg(scope=self.scope)  # which refuses what is no scope
+
+    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """`h` itself; the backward pass adds `gradient(h)`."""
+        self._as_vcreg(h)(h)  # checks the features
+        return add_gradient(self, h)
+
+    def scaled(self, weight: float | Array) -> "DeCov":
+        """The same regularizer times `weight`, for gradient accumulation and loss scaling; see `VCReg.scaled`."""
+        return replace(self, weight=self.weight * weight)
+
+    def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
+        """The formula above, in float32 or wider."""
+        return self._as_vcreg(h).penalty(h)
+
+    def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """The gradient of `penalty(h)` in closed form, in float32 or wider."""
+        return self._as_vcreg(h).gradient(h)
+
+    def _as_vcreg(self, h: Array) -> VCReg:
+        groups = 1 if self.scope == "global" else self.scope
+        n, d = num_samples(h, shard_axes(h)) // groups, h.shape[-1] if h.ndim else 0
+        per_pair = d * (d - 1) / 2 * ((n - 1) / max(n, 1)) ** 2
+        return VCReg(alpha=0.0, beta=self.weight * per_pair, scope=self.scope)
+
+
+@pytree("diversity", "activation")
+@dataclass(frozen=True)
+class WLDReg:
+    """WLD-Reg of features `h` of shape `(*samples, d)`: features are to differ from each other on the batch.
+
+    With the similarity of two features, their mean over the n samples j,
+
+        s_ab = 1 / n * sum_j exp(-gamma (h_ja - h_jb)^2)
+
+    the penalty is `diversity` times
+
+        sum_{a != b} s_ab     variant "direct"
+        -det S                variant "det"
+        -log det S            variant "logdet"
+
+    plus `activation` / n * sum_j |h_j|^2, without which features could grow apart by scale alone. S is symmetric
+    and positive semidefinite with a diagonal of ones. Two equal features make log det S infinite: `jitter` times the
+    identity is added to S under both determinants.
+
+    It takes n d^2 exponentials, d rows of n d at a time, forward again in the backward pass.
+
+    Source: Laakom et al., "WLD-Reg: A Data-dependent Within-layer Diversity Regularizer" (AAAI 2023, arXiv
+    2301.01352). The default weights and gamma, and that the activations' term is a mean over samples, are
+    unverified.
+
+    Raises:
+      ValueError: for weights that are negative, `gamma` or `jitter` not above 0, an unknown variant; and when
+        called on integers or on fewer than two axes.
+    """
+
+    diversity: float | Array = 1e-3  # may be traced
+    activation: float | Array = 1e-3  # may be traced
+    variant: Literal["direct", "det", "logdet"] = "direct"
+    gamma: float = 10.0
+    jitter: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("diversity", "activation"):
+            weight = getattr(self, name)
+            if isinstance(weight, int | float) and not weight >= 0:
+                raise ValueError(f"WLDReg needs {name} >= 0, got {weight}.")
+        for name in ("gamma", "jitter"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"WLDReg needs {name} > 0, got {getattr(self, name)}.")
+        if self.variant not in ("direct", "det", "logdet"):
+            raise ValueError(f'WLDReg needs variant "direct", "det" or "logdet", got {self.variant!r}.')
+
+    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """`h` itself; the backward pass adds `gradient(h)`."""
+        if h.ndim < 2 or not jnp.issubdtype(h.dtype, jnp.floating):
+            raise ValueError(
+                f"WLDReg needs floating-point features of shape (*samples, d) with at least two axes, got "
+                f"{h.dtype}{list(h.shape)}."
+            )
+        return add_gradient(self, h)
+
+    def scaled(self, weight: float | Array) -> "WLDReg":
+        """The same regularizer with both terms times `weight`, for gradient accumulation; see `VCReg.scaled`."""
+        return replace(self, diversity=self.diversity * weight, activation=self.activation * weight)
+
+    def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
+        """The formula above, in float32 or wider."""
+        if (explicit := explicit_sharding(h)) is None:
+            return self._penalty(h)
+        with jax.sharding.use_abstract_mesh(explicit[0]):
+            return cast(Array, jax.sharding.auto_axes(self._penalty, out_sharding=PartitionSpec())(h))
+
+    def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """`jax.grad(penalty)(h)`."""
+        return jax.grad(self.penalty)(h).astype(statistics_dtype(h))
+
+    def _penalty(self, h: Array) -> Array:
+        axes = shard_axes(h)
+        rows = h.astype(statistics_dtype(h)).reshape(-1, h.shape[-1])
+        n, d = num_samples(h, axes), h.shape[-1]
+        if n == 0:
+            return jnp.zeros((), rows.dtype)
+
+        def over_samples(values: Array) -> Array:
+            total = values.sum(axis=0)
+            return (lax.psum(total, axes) if axes else total) / n
+
+        @functools.partial(jax.checkpoint)
+        def similarities(feature: Array) -> Array:
+            return jnp.exp(-self.gamma * (feature[:, None] - rows) ** 2).sum(axis=0)
+
+        per_shard = lax.map(similarities, rows.T)
+        similarity = (lax.psum(per_shard, axes) if axes else per_shard) / n
+        activation = over_samples((rows**2).sum(axis=1))
+        return self.diversity * self._likeness(similarity, d) + self.activation * activation
+
+    def _likeness(self, similarity: Array, d: int) -> Array:
+        if self.variant == "direct":
+            return similarity.sum() - jnp.trace(similarity)
+        sign, logdet = jnp.linalg.slogdet(similarity + self.jitter * jnp.eye(d, dtype=similarity.dtype))
+        return -logdet if self.variant == "logdet" else -sign * jnp.exp(logdet)
