@@ -59,9 +59,14 @@ def _dispatch(command: str, *arguments: str) -> None:
 
 
 def _run(config: Any, command: str) -> None:
-    from train import experiment
+    from train import experiment, pretraining
+    from train.config import Pretraining
 
-    _report(experiment.run(config, command))
+    if isinstance(config, Pretraining):
+        folder = pretraining.run(config, command)
+        print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
+    else:
+        _report(experiment.run(config, command))
 
 
 def _report(folder: Path) -> None:

@@ -146,3 +146,15 @@ class Experiment:
     runs_directory: str = "runs"
     paper: str = ""  # the paper's result that this one stands beside
     notes: tuple[str, ...] = field(default=())  # shown in the report
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Train under every arm with every seed and compare their validation accuracies; features are probed elsewhere."""
+
+    name: str  # of the folder under `runs_directory`
+    train: TrainConfig  # what all runs share
+    arms: dict[str, Sites]  # by name: where which regularizer is applied
+    seeds: tuple[int, ...] = (0,)
+    runs_directory: str = "runs"
+    paper: str = ""  # the paper's result that this one stands beside

@@ -1,13 +1,7 @@
 """An experiment: train under every arm with every seed, probe the frozen features, compare."""
 
-import dataclasses
-import json
-import os
-import platform
-import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +14,7 @@ from train import loop, probe
 from train.config import Experiment, ProbeConfig
 from train.data import pipeline
 from train.features import extract
+from train.run_folder import claim, provenance, write_json
 from vcreg_jax import Sites
 
 
@@ -37,14 +32,14 @@ def run(config: Experiment, command: str) -> Path:
     for sites in config.arms.values():
         loop.prepare(config.train, sites)
     _check_probe(config)
-    _claim(folder, config)
+    claim(folder, config)
     for seed in config.seeds:
         for arm, sites in config.arms.items():
             directory = folder / arm / f"seed{seed}"
             if not (directory / "result.json").exists():
                 _train_and_probe(config, arm, sites, seed, directory)
     seconds = time.perf_counter() - started
-    _write_json(folder / "experiment.json", _description(config, command, seconds))
+    write_json(folder / "experiment.json", _description(config, command, seconds))
     return folder
 
 
@@ -78,7 +73,7 @@ def _train_and_probe(config: Experiment, arm: str, sites: Sites, seed: int, dire
         "probe_converged": found.converged,
         "probe_protocol": found.protocol,
     }
-    _write_json(directory / "result.json", result)
+    write_json(directory / "result.json", result)
 
 
 def _probe(config: ProbeConfig, splits: dict[str, probe.Split], num_classes: int, l2: np.ndarray) -> probe.ProbeResult:
@@ -102,42 +97,6 @@ def _check_probe(config: Experiment) -> None:
         raise ValueError(f"An experiment needs a seed and two arms, got {config.seeds} and {list(config.arms)}.")
 
 
-def _claim(folder: Path, config: Experiment) -> None:
-    """Writes `config.json`; refuses a folder that another config has made."""
-    path, described = folder / "config.json", as_json(config)
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(path, described)
-        return
-    saved = json.loads(path.read_text())
-    # More seeds may be added to a finished run, and what is said about it may change.
-    free = {"seeds", "title", "paper", "notes"}
-    changed = [line for line in _differences(saved, described) if line.split(":")[0].split(".")[0] not in free]
-    if changed:
-        raise ValueError(
-            f"{folder} holds a run of another config ({'; '.join(changed)}). Give another --name, or delete the folder."
-        )
-
-
-def _differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        keys = sorted(saved.keys() | wanted.keys())
-        return [line for key in keys for line in _differences(saved.get(key), wanted.get(key), f"{path}.{key}")]
-    return [] if saved == wanted else [f"{path.lstrip('.')}: {saved!r} there, {wanted!r} here"]
-
-
-def as_json(config: Any) -> Any:
-    """A config as what JSON can hold: every part with its class, a function by its name."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        values = {field.name: as_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
-        return {"class": type(config).__name__, **values}
-    if isinstance(config, dict):
-        return {key: as_json(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [as_json(value) for value in config]
-    return config.__name__ if callable(config) else config
-
-
 def _description(config: Experiment, command: str, seconds: float) -> dict[str, Any]:
     data = pipeline.load(config.train.data, "test", config.probe.label)
     return {
@@ -149,33 +108,5 @@ def _description(config: Experiment, command: str, seconds: float) -> dict[str, 
         "superclass_label": config.train.data.label,
         "probe_label": config.probe.label,
         "class_names": data.class_names,
-        "command": command,
-        "hardware": _hardware(),
-        "commit": _commit(),
-        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")},
-        "config": as_json(config),
-        "wall_seconds": seconds,
+        **provenance(config, command, seconds),
     }
-
-
-def _hardware() -> str:
-    device = jax.devices()[0]
-    kind = platform.machine() if device.platform == "cpu" else device.device_kind
-    host = f", {os.cpu_count()} CPU cores" if device.platform == "cpu" else ""
-    return f"{jax.device_count()} x {device.platform} ({kind}){host}"
-
-
-def _commit() -> str:
-    try:
-        git = ["git", "-C", str(Path(__file__).parent)]
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.strip() + (" with changes" if changed.strip() else "")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)

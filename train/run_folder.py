@@ -1,0 +1,88 @@
+"""The folder of a run: whose it is, and how it was made."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def claim(folder: Path, config: Any) -> None:
+    """Writes `config.json` into the folder.
+
+    Raises:
+      ValueError: when another config has made it, saying where they differ.
+    """
+    path, described = folder / "config.json", as_json(config)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, described)
+        return
+    saved = json.loads(path.read_text())
+    # More seeds may be added to a finished run, and what is said about it may change.
+    free = {"seeds", "title", "paper", "notes"}
+    changed = [line for line in _differences(saved, described) if line.split(":")[0].split(".")[0] not in free]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run of another config ({'; '.join(changed)}). Give another --name, or delete the folder."
+        )
+
+
+def _differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        keys = sorted(saved.keys() | wanted.keys())
+        return [line for key in keys for line in _differences(saved.get(key), wanted.get(key), f"{path}.{key}")]
+    return [] if saved == wanted else [f"{path.lstrip('.')}: {saved!r} there, {wanted!r} here"]
+
+
+def as_json(config: Any) -> Any:
+    """A config as what JSON can hold: every part with its class, a function by its name."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        values = {field.name: as_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {"class": type(config).__name__, **values}
+    if isinstance(config, dict):
+        return {key: as_json(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [as_json(value) for value in config]
+    return config.__name__ if callable(config) else config
+
+
+def provenance(config: Any, command: str, seconds: float) -> dict[str, Any]:
+    """How a run was made: command, hardware, commit, versions, config, time."""
+    return {
+        "command": command,
+        "hardware": _hardware(),
+        "commit": _commit(),
+        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")},
+        "config": as_json(config),
+        "wall_seconds": seconds,
+    }
+
+
+def _hardware() -> str:
+    device = jax.devices()[0]
+    kind = platform.machine() if device.platform == "cpu" else device.device_kind
+    host = f", {os.cpu_count()} CPU cores" if device.platform == "cpu" else ""
+    return f"{jax.device_count()} x {device.platform} ({kind}){host}"
+
+
+def _commit() -> str:
+    try:
+        git = ["git", "-C", str(Path(__file__).parent)]
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.strip() + (" with changes" if changed.strip() else "")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes the file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(path)
