@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from train.augment.config import MixConfig
 
@@ -62,7 +63,7 @@ def draw(config: MixConfig, key: Array, groups: int, height: int, width: int) ->
 
 def _mixup(alpha: float, key: Array, groups: int, height: int, width: int) -> Mix:
     """A share of Beta(alpha, alpha), the same for all pixels. Zhang et al., arXiv 1710.09412."""
-    share = jax.random.beta(key, alpha, alpha, (groups,), jnp.float32)
+    share = _share(alpha, key, groups)
     return Mix(jnp.broadcast_to(share[:, None, None], (groups, height, width)), share)
 
 
@@ -72,12 +73,23 @@ def _cutmix(alpha: float, key: Array, groups: int, height: int, width: int) -> M
     Before that and before rounding a Beta(alpha, alpha) share of the image stays; the label's share is what did stay.
     """
     share_key, row_key, column_key = jax.random.split(key, 3)
-    share = jax.random.beta(share_key, alpha, alpha, (groups,), jnp.float32)
+    share = _share(alpha, share_key, groups)
     rows = _span(jax.random.randint(row_key, (groups,), 0, height), share, height)
     columns = _span(jax.random.randint(column_key, (groups,), 0, width), share, width)
     box = rows[:, :, None] & columns[:, None, :]
     area = rows.sum(axis=1) * columns.sum(axis=1)
     return Mix(1.0 - box.astype(jnp.float32), 1.0 - area.astype(jnp.float32) / (height * width))
+
+
+def _share(alpha: float, key: Array, groups: int) -> Array:
+    """Beta(alpha, alpha), float32 (groups,), drawn on every device alike.
+
+    Left to itself XLA splits the sampler's loop over the devices, and reduces over all of them in each of its turns.
+    """
+    share = jax.random.beta(key, alpha, alpha, (groups,), jnp.float32)
+    if jax.sharding.get_abstract_mesh().empty:
+        return share
+    return jax.lax.with_sharding_constraint(share, PartitionSpec())
 
 
 def _span(center: Array, share: Array, length: int) -> Array:
