@@ -12,8 +12,8 @@ class ColorJitterConfig:
 
     probability: float = 0.0
     brightness: float = 0.0  # the factor lies between 1 - brightness, but not below 0, and 1 + brightness
-    contrast: float = 0.0
-    saturation: float = 0.0
+    contrast: float = 0.0  # likewise
+    saturation: float = 0.0  # likewise
     hue: float = 0.0  # the shift lies between -hue and hue, in turns of the colour circle; at most 0.5
 
 
@@ -59,7 +59,7 @@ class MixConfig:
     """Mixup, CutMix, or one of the two for each group with equal chances; in training every image is mixed."""
 
     mixup_alpha: float = 0.0  # the share that stays is Beta(alpha, alpha); 0: off
-    cutmix_alpha: float = 0.0
+    cutmix_alpha: float = 0.0  # likewise; before the box is cut off at the edges
     group_size: int | None = None  # images that mix among themselves: torchvision's per GPU; None: the whole batch
 
 
