@@ -1,4 +1,4 @@
-"""What the self-supervised methods do to colours, on RGB or grey images: jitter, grayscale, blur, solarize."""
+"""What the self-supervised methods do to colours, on RGB or grey images: jitter, grayscale, blur."""
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
@@ -12,7 +12,7 @@ _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
 def color_jitter(image: Image.Image, rng: np.random.Generator, config: ColorJitterConfig) -> Image.Image:
     """The image with random brightness, contrast, saturation and hue, changed in random order.
 
-    Torchvision's `ColorJitter`; what has strength 0 takes no random number.
+    Torchvision's `ColorJitter`; a part of strength 0 takes no random number.
     """
     order = rng.permutation(4)
     factors = [_factor(rng, strength) for strength in (config.brightness, config.contrast, config.saturation)]

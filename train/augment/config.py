@@ -23,9 +23,7 @@ class BlurConfig:
 
     probability: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)  # pixels, uniform between the two
-    kernel_size: int | None = (
-        None  # pixels, odd, of the kernel as SimCLR has it; None: Pillow's, as VICReg's code has it
-    )
+    kernel_size: int | None = None  # pixels, odd, of a kernel as in SimCLR; None: the blur of Pillow, as in VICReg
 
 
 @dataclass(frozen=True)
