@@ -72,9 +72,10 @@ def test_a_training_image_is_what_torchvisions_training_preset_makes_of_it(polic
     assert 30 < (np.stack(boxes)[:, 2] > 0).sum() < 70
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name])
-def test_a_policy_on_images_of_any_size_is_torchvisions(policy, monkeypatch):
-    _assert_same_bytes(AugmentConfig(auto_augment=policy), POLICIES[policy][0], monkeypatch)
+def test_a_policy_on_images_of_any_size_is_torchvisions(policy, mode, monkeypatch):
+    _assert_same_bytes(AugmentConfig(auto_augment=policy), POLICIES[policy][0], monkeypatch, mode)
 
 
 def test_a_policy_interpolates_as_the_crop_does(monkeypatch):
@@ -143,6 +144,7 @@ def test_what_is_off_changes_nothing_and_draws_nothing():
     (image,) = random_images(1)
     rng = np.random.default_rng(0)
     np.testing.assert_array_equal(train_transform(AugmentConfig())(image, rng), np.asarray(image))
+    np.testing.assert_array_equal(erase_box(rng, image.height, image.width, 0.0), 0)
     assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
 
 

@@ -14,6 +14,7 @@ The batch's changes happen on the device, inside the step, in torchvision's orde
     targets = jax.nn.one_hot(batch["label"], num_classes)
     images, targets = mixed(config.mix, images, targets, key)   # a key of the step that nothing else uses
     loss = vc.losses.cross_entropy(logits, targets, label_smoothing).mean()     # mix first, then smooth
+    accuracy = vc.metrics.correct(logits, targets.argmax(axis=-1)).mean()       # of the larger share
 
 `check_mix(config.mix, batch_size)` finds a batch that does not divide into groups before training starts.
 """

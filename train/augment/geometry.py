@@ -72,7 +72,7 @@ def erase_box(
     Unlike in `crop_box` the ratio is height over width, and a box that spans the image does not fit. With the given
     probability, of ten draws the first that fits; none if none does. Zhong et al., arXiv 1708.04896.
     """
-    if rng.random() < probability:
+    if probability > 0 and rng.random() < probability:
         for box_height, box_width in _sides(rng, height * width, scale, ratio):
             if box_height < height and box_width < width:
                 return np.array(_somewhere(rng, height, width, box_height, box_width), np.int32)
