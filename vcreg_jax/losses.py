@@ -7,14 +7,20 @@ from jaxtyping import Float, Int
 
 
 def cross_entropy(
-    logits: Float[Array, "*batch k"], labels: Int[Array, "*batch"], label_smoothing: float = 0.0
+    logits: Float[Array, "*batch k"],
+    labels: Int[Array, "*batch"] | Float[Array, "*batch k"],
+    label_smoothing: float = 0.0,
 ) -> Float[Array, "*batch"]:
-    """-sum_k t_k log softmax(logits)_k per example, with t = (1 - s) onehot(labels) + s / k.
+    """-sum_k t_k log softmax(logits)_k per example, with t = (1 - s) p + s / k.
 
-    In float32 or wider. Torch's `CrossEntropyLoss(label_smoothing=s, reduction="none")`.
+    p is onehot(labels), or the labels themselves where they are distributions over the classes. In float32 or wider.
+    Torch's `CrossEntropyLoss(label_smoothing=s, reduction="none")`.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    at_label = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        at_label = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        at_label = optax.softmax_cross_entropy(logits, labels)
     if label_smoothing == 0.0:
         return at_label
     over_classes = optax.softmax_cross_entropy(logits, jnp.full_like(logits, 1.0 / logits.shape[-1]))
