@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 import vcreg_jax as vc
 from train import mesh as meshes
+from train.augment import MixConfig, mix
 from train.config import EMAConfig
 from train.step import (
     Normalize,
@@ -177,3 +178,31 @@ def test_the_step_keeps_the_moving_average_of_parameters_and_batch_statistics():
     assert len(jax.tree.leaves(average)) == len(jax.tree.leaves((params, stats)))
     for ours, expected in zip(jax.tree.leaves(weights_to_use(state)), jax.tree.leaves(average), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_images_are_erased_and_mixed_by_groups_before_the_network_sees_them(devices):
+    """The loss by hand, from the step's own draw: mixing is linear, and the first of a group takes from its last."""
+    batch = _batch(16) | {"erase_box": np.tile(np.array([[1, 2, 3, 4]], np.int32), (16, 1))}
+    config = MixConfig(mixup_alpha=0.2, cutmix_alpha=1.0, group_size=2)
+    graphdef, params, stats = split(_model(vc.Sites()))
+    optimizer, mesh = optax.sgd(0.0), _mesh(devices)
+    state = jax.device_put(initial_state(params, stats, optimizer), jax.devices()[0])
+    state = jax.device_put(state, meshes.state_shardings(state, mesh))
+    step = make_train_step(graphdef, optimizer, NORMALIZE, 0.1, mesh, mix=config)
+    with jax.set_mesh(mesh):
+        _, metrics = step(state, meshes.to_devices(batch, mesh), 5)
+
+    images = (batch["image"] / np.float64(255) - 0.3) / 0.4
+    images[:, 1:4, 2:6] = 0
+    _, key = jax.random.split(jax.random.fold_in(jax.random.key(5), 0))
+    drawn = mix.draw(config, key, 8, 8, 8)
+    assert 0 < float(np.mean(drawn.label)) < 1
+    partner = [index + 1 if index % 2 == 0 else index - 1 for index in range(16)]
+    kept = np.repeat(drawn.pixels, 2, axis=0)[..., None]
+    seen = kept * images + (1 - kept) * images[partner]
+    log_p = np.asarray(jax.nn.log_softmax(_model(vc.Sites())(jnp.asarray(seen, jnp.float32))[0]), np.float64)
+    share = np.repeat(drawn.label, 2)[:, None]
+    shares = share * np.eye(2)[batch["label"]] + (1 - share) * np.eye(2)[batch["label"][partner]]
+    np.testing.assert_allclose(metrics["loss"], -((0.9 * shares + 0.05) * log_p).sum(axis=1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], (log_p.argmax(1) == shares.argmax(1)).mean(), atol=1e-6)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from train.augment import MixConfig
 from vcreg_jax import Sites
 
 
@@ -26,6 +27,7 @@ class ModelConfig:
     name: str  # one of `vc.models.names()`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     stochastic_depth: float = 0.0  # drop rate of the last block, linear from 0 at the first
+    norm_scope: Literal["global"] | int = "global"  # whose statistics batch norms take, the batch's or k groups'
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class TrainConfig:
     steps: int
     batch_size: int  # images a step, over all devices of all hosts
     label_smoothing: float = 0.0
+    mix: MixConfig = field(default_factory=MixConfig)
     ema: EMAConfig | None = None
     eval_every: int = 100  # steps
     save_every: int = 500  # steps

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from train import mesh as meshes
+from train.augment import check_mix
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import pipeline
@@ -53,6 +54,7 @@ def prepare(config: TrainConfig, sites: Sites) -> Prepared:
     """
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch_size(config.batch_size, mesh)
+    check_mix(config.mix, config.batch_size)
     data = pipeline.load(config.data, "train")
     validation = pipeline.load(config.data, "validation")
     architecture = Architecture(config.model, data.num_classes, data.image_shape, sites)
@@ -68,7 +70,9 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
     """
     run = prepare(config, sites)
     normalize = Normalize(config.data.mean, config.data.std)
-    train_step = make_train_step(run.graphdef, run.optimizer, normalize, config.label_smoothing, run.mesh, config.ema)
+    train_step = make_train_step(
+        run.graphdef, run.optimizer, normalize, config.label_smoothing, run.mesh, config.ema, config.mix
+    )
     predict_with = make_predict(run.graphdef, normalize)
 
     directory.mkdir(parents=True, exist_ok=True)

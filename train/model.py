@@ -29,6 +29,7 @@ class Architecture:
 
     def create(self, seed: Any) -> nnx.Module:
         """The network, freshly initialised."""
+        norms = {} if self.config.norm_scope == "global" else {"norm_scope": self.config.norm_scope}
         return vc.models.create(
             self.config.name,
             num_classes=self.num_classes,
@@ -36,6 +37,7 @@ class Architecture:
             stochastic_depth=self.config.stochastic_depth,
             dtype=jnp.dtype(self.config.dtype),
             sites=self.sites,
+            **norms,
             rngs=nnx.Rngs(params=jax.random.key(seed)),
         )
 
