@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jax.sharding import AxisType, Mesh
 
 import vcreg_jax as vc
@@ -40,9 +41,17 @@ def batch_norm(h: jax.Array, /) -> jax.Array:
     return h
 
 
+def barrier(h: jax.Array, /) -> jax.Array:
+    """The identity, but nothing is fused across it: a second baseline, see `COLUMNS`."""
+    return lax.optimization_barrier(h)
+
+
+# A regularizer also stops the compiler from fusing what is before a block's end with what is behind it, which can gain
+# or lose more than the regularizer costs; "barrier" does that alone, so that the two can be told apart.
 # A column for VCReg from a part of the rows, once `VCReg` has a field for it, is one line more.
 COLUMNS: dict[str, vc.Regularizer] = {
     "identity": vc.identity,
+    "barrier": barrier,
     "VCReg": REG,
     "naive": vc.explicit(REG),
     "BatchNorm": batch_norm,
@@ -154,6 +163,7 @@ def measure(settings: Settings, model: str, dtype: str) -> list[Row]:
             print(f"  JAX, {model}, {dtype}, {phase}: compiling {column}", flush=True)
             try:
                 programs[column] = program(settings, model, dtype, phase, column, mesh)
+                programs[column][0]()
             except jax.errors.JaxRuntimeError as error:  # it does not fit
                 failed[column] = str(error).splitlines()[0]
         calls = {column: call for column, (call, _) in programs.items()}
