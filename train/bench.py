@@ -4,8 +4,8 @@ import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
-from train import benchmark, table1
-from train.benchmark import DTYPES, MODELS, Settings
+from train import benchmark, dispatch, roofline, table1
+from train.benchmark import DTYPES, MODELS, Platform, Settings
 from train.timing import in_own_process
 
 __all__ = ["DTYPES", "MODELS", "run"]
@@ -27,10 +27,13 @@ def run(given: Namespace, command: str) -> None:
     if given.json is None:
         path.parent.mkdir(parents=True, exist_ok=True)
     _say(settings, facts)
-    table1.run(settings, facts, given.torch, path, command)
+    if given.what == "table1":
+        table1.run(settings, facts, given.torch, path, command)
+    else:
+        (roofline if given.what == "roofline" else dispatch).run(settings, facts, path, command)
 
 
-def _settings(given: Namespace, platform: str) -> Settings:
+def _settings(given: Namespace, platform: Platform) -> Settings:
     usual = benchmark.defaults(platform)
     models, dtypes = tuple(given.models or usual.models), tuple(given.dtypes or usual.dtypes)
     if unknown := [name for name in models if name not in MODELS]:

@@ -25,6 +25,7 @@ from train.timing import Row, interleaved
 from vcreg_jax import Sites
 from vcreg_jax.models.layers import BatchNorm
 
+Platform = Literal["cpu", "gpu", "tpu"]
 MODELS = ("vit_b_32", "convnext_tiny", "resnet50")
 DTYPES = ("float32", "bfloat16")
 PHASES = ("forward+backward", "training step")
@@ -65,7 +66,7 @@ OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-4, weight_decay=0.05, warmup_s
 class Settings:
     """One timing table."""
 
-    platform: Literal["cpu", "gpu", "tpu"]
+    platform: Platform
     models: tuple[str, ...]
     dtypes: tuple[str, ...]
     batch_size: int
@@ -76,15 +77,15 @@ class Settings:
     phases: tuple[str, ...] = PHASES
 
 
-def defaults(platform: Literal["cpu", "gpu", "tpu"]) -> Settings:
+def defaults(platform: Platform) -> Settings:
     """The paper's batch of 128 in both precisions; on a CPU, which would take hours for that, 8 in float32."""
     if platform == "cpu":
         return Settings(platform, MODELS, DTYPES[:1], batch_size=8, rounds=5)
     return Settings(platform, MODELS, DTYPES, batch_size=128, rounds=30)
 
 
-def device(platform: str | None) -> jax.Device:
-    """The first device of that platform, or of JAX's choice.
+def one_device_mesh(platform: str | None) -> Mesh:
+    """The training step's mesh on the first device of that platform, or of JAX's choice.
 
     Raises:
       ValueError: when there is none.
@@ -92,9 +93,10 @@ def device(platform: str | None) -> jax.Device:
     if platform == "cpu":
         jax.config.update("jax_platforms", "cpu")  # nothing else need be woken
     try:
-        return jax.devices(platform)[0]
+        device = jax.devices(platform)[0]
     except RuntimeError as error:
         raise ValueError(f"JAX finds no device of platform {platform!r}: {error}.") from error
+    return jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=[device])
 
 
 class Normalized(nnx.Module):
@@ -155,7 +157,7 @@ def architecture(settings: Settings, model: str, dtype: str, column: str) -> Arc
 
 def measure(settings: Settings, model: str, dtype: str) -> list[Row]:
     """All columns of one network in one precision, every phase interleaved on its own."""
-    mesh = one_device_mesh(device(settings.platform))
+    mesh = one_device_mesh(settings.platform)
     rows = []
     for phase in settings.phases:
         programs, failed = {}, {}
@@ -175,11 +177,6 @@ def measure(settings: Settings, model: str, dtype: str) -> list[Row]:
             rows.append(Row("JAX", model, dtype, phase, column, seconds[column], memory))
         rows += [Row("JAX", model, dtype, phase, column, not_run=reason) for column, reason in failed.items()]
     return rows
-
-
-def one_device_mesh(on: jax.Device) -> Mesh:
-    """The training step's mesh on one device."""
-    return jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=[on])
 
 
 def program(

@@ -7,16 +7,16 @@ training accuracy and the gradient's norm.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 import vcreg_jax as vc
-from train.benchmark import AGAIN, NORMALIZE, OPTIMIZER, PHASES, Settings, batch_norm, random_batch
+from train.benchmark import AGAIN, NORMALIZE, OPTIMIZER, PHASES, SEED, Settings, batch_norm, random_batch
 from train.timing import Row, interleaved
 from train.torch_reference import tv
 
@@ -108,7 +108,7 @@ def with_sites(net: nn.Module, network: Network, regularizer: Any, dtype: torch.
     dims = {}
     for name in names:
         block = net.get_submodule(name)
-        block.register_forward_hook(lambda _block, _inputs, h, name=name: dims.update({name: _dim(h)}))
+        block.register_forward_hook(partial(_note_dim, dims, name))
     with torch.no_grad():
         net.eval()(torch.zeros(1, 3, image_size, image_size))
     for name in names:
@@ -119,8 +119,8 @@ def with_sites(net: nn.Module, network: Network, regularizer: Any, dtype: torch.
     return net
 
 
-def _dim(h: torch.Tensor) -> int:
-    return h.shape[1] if h.ndim == 4 else h.shape[-1]
+def _note_dim(dims: dict[str, int], name: str, _block: nn.Module, _inputs: Any, h: torch.Tensor) -> None:
+    dims[name] = h.shape[1] if h.ndim == 4 else h.shape[-1]
 
 
 def loss_of(net: nn.Module, dtype: torch.dtype) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -143,75 +143,82 @@ def loss_of(net: nn.Module, dtype: torch.dtype) -> Callable[[torch.Tensor, torch
 def measure(settings: Settings, model: str, dtype: str) -> list[Row]:
     """All columns of one network in one precision, eager and compiled interleaved, every phase on its own."""
     torch.set_float32_matmul_precision("high")
-    names = [(library, column) for library in LIBRARIES for column in settings.columns]
-    losses, failed = {}, {}
-    for library, column in names:
-        print(f"  {library}, {model}, {dtype}: preparing {column}", flush=True)
+    names = [(library, column) for library in LIBRARIES for column in settings.columns if column != "barrier"]
+    programs, failed = {}, {}
+    for name in names:
+        print(f"  {name[0]}, {model}, {dtype}: preparing {name[1]}", flush=True)
         try:
-            losses[library, column] = prepared(settings, NETWORKS[model], dtype, library, column)
+            programs[name] = prepared(settings, NETWORKS[model], dtype, *name)
+            programs[name].run()
         except RuntimeError as error:  # no compiler, or it does not fit
-            failed[library, column] = str(error).strip().splitlines()[0]
-    rows = []
+            failed[name] = str(error).strip().splitlines()[0]
+    rows = [
+        Row(name[0], model, dtype, phase, name[1], not_run=failed[name]) for phase in settings.phases for name in failed
+    ]
     for phase in settings.phases:
-        calls = {name: call(phase, *losses[name]) for name in names if name in losses}
-        calls |= {
-            (library, AGAIN): calls[library, "identity"] for library in LIBRARIES if (library, "identity") in calls
-        }
-        memory = {name: peak_memory(run) for name, run in calls.items()}
-        keyed = {f"{library}/{column}": run for (library, column), run in calls.items()}
-        for key, seconds in interleaved(keyed, settings.rounds).items():
-            library, _, column = key.partition("/")
-            rows.append(Row(library, model, dtype, phase, column, seconds, memory[library, column]))
-        rows += [Row(*name[:1], model, dtype, phase, name[1], not_run=reason) for name, reason in failed.items()]
+        if phase == PHASES[1]:
+            programs = {name: replace(program, optimizer=adamw(program.net)) for name, program in programs.items()}
+        memory = {name: program.peak_memory() for name, program in programs.items()}
+        calls = {name: program.run for name, program in programs.items()}
+        for library, column in names:
+            if column == "identity" and (library, column) in calls:
+                calls[library, AGAIN] = calls[library, column]
+        for (library, column), seconds in interleaved(calls, settings.rounds).items():
+            same = "identity" if column == AGAIN else column
+            rows.append(Row(library, model, dtype, phase, column, seconds, memory[library, same]))
     return rows
 
 
-Prepared = tuple[nn.Module, Callable[..., torch.Tensor], torch.Tensor, torch.Tensor]  # net, loss, images, labels
+def adamw(net: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the training step, in PyTorch's fastest form."""
+    return torch.optim.AdamW(
+        net.parameters(), OPTIMIZER.peak_learning_rate, weight_decay=OPTIMIZER.weight_decay, fused=True
+    )
 
 
-def prepared(settings: Settings, network: Network, dtype: str, library: str, column: str) -> Prepared:
-    """A network in training mode on the device, its loss, compiled and called once where that is asked for, a batch."""
-    torch.manual_seed(0)
+@dataclass(frozen=True)
+class Program:
+    """What a call of one column needs; without an optimizer, forward and backward alone."""
+
+    net: nn.Module
+    loss: Callable[..., torch.Tensor]
+    images: torch.Tensor
+    labels: torch.Tensor
+    optimizer: torch.optim.Optimizer | None = None
+
+    def run(self) -> None:
+        """Once, and waits for it."""
+        self.net.zero_grad(set_to_none=True)
+        self.loss(self.images, self.labels).backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+        if self.images.is_cuda:
+            torch.cuda.synchronize()
+
+    def peak_memory(self) -> int | None:
+        """Bytes on the GPU at the peak of a call, with the network, the optimizer and the batch; None on a CPU."""
+        if not self.images.is_cuda:
+            return None
+        self.run()
+        self.net.zero_grad(set_to_none=True)
+        moments = (
+            [] if self.optimizer is None else [v for state in self.optimizer.state.values() for v in state.values()]
+        )
+        kept = [*self.net.parameters(), *self.net.buffers(), *moments, self.images, self.labels]
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self.run()
+        return torch.cuda.max_memory_allocated() - before + sum(tensor.nbytes for tensor in kept)
+
+
+def prepared(settings: Settings, network: Network, dtype: str, library: str, column: str) -> Program:
+    """A network in training mode on the device, its loss, compiled where that is asked for, and a batch."""
+    torch.manual_seed(SEED)
     device, kind = torch.device("cuda" if settings.platform == "gpu" else "cpu"), getattr(torch, dtype)
-    options = {} if settings.image_size == 224 else {"image_size": settings.image_size}
-    net = network.create(num_classes=settings.num_classes, **options)
+    net = network.create(num_classes=settings.num_classes)
     net = with_sites(net, network, settings.columns[column], kind, settings.image_size)
-    net = net.to(device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
+    net = cast(Any, net).to(device, memory_format=torch.channels_last).train()
     batch = {name: torch.from_numpy(values).to(device) for name, values in random_batch(settings).items()}
     images, labels = batch["image"].permute(0, 3, 1, 2), batch["label"].long()  # channels last, as they lie
     loss = loss_of(net, kind)
-    if library == LIBRARIES[1]:
-        loss = torch.compile(loss)
-        loss(images, labels).backward()
-    return net, loss, images, labels
-
-
-def call(
-    phase: str, net: nn.Module, loss: Callable[..., torch.Tensor], images: torch.Tensor, labels: torch.Tensor
-) -> Callable[[], None]:
-    """A call that runs the phase once and waits for it."""
-    optimizer = None
-    if phase == PHASES[1]:
-        rate, decay = OPTIMIZER.peak_learning_rate, OPTIMIZER.weight_decay
-        optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=decay, fused=True)
-    return partial(_run, net, loss, images, labels, optimizer)
-
-
-def _run(net: nn.Module, loss: Any, images: Any, labels: Any, optimizer: torch.optim.Optimizer | None) -> None:
-    net.zero_grad(set_to_none=True)
-    loss(images, labels).backward()
-    if optimizer is not None:
-        optimizer.step()
-    if images.is_cuda:
-        torch.cuda.synchronize()
-
-
-def peak_memory(run: Callable[[], None]) -> int | None:
-    """Bytes that a call takes at its peak beyond what lay on the GPU before it; None on a CPU."""
-    if not torch.cuda.is_available():
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    return torch.cuda.max_memory_allocated() - before
+    return Program(net, torch.compile(loss) if library == LIBRARIES[1] else loss, images, labels)

@@ -1,9 +1,9 @@
 """`python -m train bench table1`: the paper's Table 1 measured here, beside the paper's numbers and PyTorch's.
 
 Every network in every precision is measured by each library in a process of its own, one after another: so JAX and
-PyTorch never share the device, each has its memory from empty, and what one keeps is gone when the next begins. Within a
-process all columns take turns. The ratios to be trusted are therefore those within a library; images per second of two
-libraries stand side by side from one run, minutes apart.
+PyTorch never share the device, each has its memory from empty, and what one keeps is gone when the next begins. Within
+a process all columns take turns. The ratios to be trusted are therefore those within a library; images per second of
+two libraries stand side by side from one run, minutes apart.
 """
 
 import json
@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from train import benchmark, figures
-from train.benchmark import AGAIN, PHASES, Settings
+from train.benchmark import PHASES, Settings
 from train.provenance import commit, hardware
 from train.timing import Row, Spread, in_own_process, ratio
 
@@ -38,7 +38,7 @@ VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision")
 
 def device_facts(platform: str | None) -> dict[str, str]:
     """The platform that JAX chooses, or is told, and the machine's description."""
-    device = benchmark.device(platform)
+    device = benchmark.one_device_mesh(platform).devices.item()
     return {"platform": device.platform, "device_kind": device.device_kind, "hardware": hardware()}
 
 

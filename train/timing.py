@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Name = TypeVar("Name")
 
 WARM_UP = 1  # calls of each program before the clock runs, and after the first one
 
@@ -42,7 +44,7 @@ class Spread:
         return cls(float(median), float(low), float(high), len(values))
 
 
-def interleaved(calls: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, tuple[float, ...]]:
+def interleaved(calls: Mapping[Name, Callable[[], None]], rounds: int) -> dict[Name, tuple[float, ...]]:
     """Seconds of every call in every round, after `WARM_UP` calls of each.
 
     A call returns when its work is done. All are called in turn within a round, each round begins with another one, so
@@ -52,7 +54,7 @@ def interleaved(calls: Mapping[str, Callable[[], None]], rounds: int) -> dict[st
         for _ in range(WARM_UP):
             call()
     names = list(calls)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[Name, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
