@@ -1,5 +1,7 @@
 import json
+import re
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +11,33 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vcreg_jax as vc
-from train import bench, benchmark, benchmark_torch, dispatch, roofline, table1
+from train import bench, benchmark, benchmark_torch, dispatch, roofline, table1, torch_reference
 from train.__main__ import main
-from train.benchmark import COLUMNS, PHASES, Settings
+from train.benchmark import COLUMNS, PHASES, Settings, batch_norm
 from train.benchmark_torch import Algorithm1
 from train.timing import Row, Spread, in_own_process, interleaved, ratio
 from train.torch_reference import CONVNEXT, RESNET, VIT
+from vcreg_jax import models
+from vcreg_jax.models.vit import TIMM, ViT
 
-TINY = Settings("cpu", ("convnext_digits",), ("float32",), batch_size=8, rounds=2, image_size=8, num_classes=4)
-NETWORKS = {"vit": VIT, "convnext": CONVNEXT, "resnet": RESNET}
+TINY = Settings("cpu", ("tiny",), ("float32",), batch_size=8, rounds=2, image_size=8, num_classes=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_network():
+    """A network that compiles in a second; and one thread of PyTorch's, faster for networks so small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models._MODELS, "tiny", partial(ViT, 16, 2, 2, 4, TIMM, image_size=8))
+        yield
+    torch.set_num_threads(threads)
 
 
 def gradients(column, settings=TINY):
-    """Of the network of one column, with a layer scale at which blocks matter."""
+    """Of the network of one column, its parameters moved away from their initial values."""
     mesh = benchmark.one_device_mesh("cpu")
-    network = benchmark.architecture(settings, "convnext_digits", "float32", column)
+    network = benchmark.architecture(settings, "tiny", "float32", column)
     graphdef, without_decay = benchmark.structure(network)
     optimizer = benchmark.make_optimizer(benchmark.OPTIMIZER, 1000, without_decay)
     state = benchmark.create_state(network, optimizer, mesh, 0)
@@ -54,22 +68,14 @@ def test_fast_and_naive_columns_have_the_same_gradients_and_these_are_not_the_id
     assert distance(fast[1], plain) > 1e-2
 
 
-def test_the_barrier_changes_no_gradient(identity):
-    assert distance(gradients("barrier")[1], identity[1]) < 1e-6
-
-
 def test_an_inserted_batch_norm_is_a_whole_one_after_every_block(identity):
     plain, norms = jax.tree.leaves(identity[1]), gradients("BatchNorm")
-    assert len(jax.tree.leaves(norms[1])) == len(plain) + 2 * 4  # scale and shift at each of the 4 blocks
-    assert norms[2] == 2 * 4  # running means and variances
+    assert len(jax.tree.leaves(norms[1])) == len(plain) + 2 * 2  # scale and shift at each of the 2 blocks
+    assert norms[2] == 2 * 2  # running means and variances
     assert norms[0] != pytest.approx(identity[0], rel=1e-3)
     named = jax.tree_util.tree_leaves_with_path(norms[1])
     learned = [leaf for path, leaf in named if "regularize" in jax.tree_util.keystr(path)]
-    assert len(learned) == 8 and all(float(jnp.abs(leaf).max()) > 0 for leaf in learned)
-
-
-def test_group_scope_differs_from_global_scope():
-    assert distance(gradients("VCReg, groups")[1], gradients("VCReg")[1]) > 1e-4
+    assert len(learned) == 4 and all(float(jnp.abs(leaf).max()) > 0 for leaf in learned)
 
 
 @pytest.mark.parametrize(("model", "layers", "first", "last"), [
@@ -140,25 +146,26 @@ def test_the_naive_penalty_in_pytorch_equals_ours(x64):
     assert benchmark_torch.penalty(torch.tensor(h), benchmark.REG).item() == pytest.approx(float(ours), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_pytorchs_columns_sit_behind_every_block_and_leave_the_loss_alone(name):
-    network, batch = NETWORKS[name], torch.zeros(4, 3, 48, 48).uniform_(0, 255).byte()
-    batch = batch[:, :, : NETWORKS[name].size, : NETWORKS[name].size]
-    labels, found = torch.arange(4), {}
-    for column in ("identity", "VCReg", "naive", "BatchNorm"):
-        torch.manual_seed(0)
-        net = network.create(num_classes=10)
-        sizes = benchmark_torch.with_sites(net, network, COLUMNS[column], torch.float32, network.size).train()
-        sites = [module for module in sizes.modules() if isinstance(module, benchmark_torch.Site)]
-        assert len(sites) == (0 if column == "identity" else 2 if name == "vit" else 4)
-        loss = benchmark_torch.loss_of(net, torch.float32)(batch, labels)
+@pytest.mark.parametrize("network", [VIT, CONVNEXT, RESNET], ids=["vit", "convnext", "resnet"])
+def test_pytorchs_columns_sit_behind_every_block(network):
+    images, labels = 255 * torch.rand(4, 3, network.size, network.size), torch.arange(4)
+    # Of the variance term Algorithm 1 has the exact gradient, so there autograd of the penalty must agree.
+    variance = vc.VCReg(alpha=5.0, beta=0.0)
+    columns = {"identity": vc.identity, "VCReg": variance, "naive": vc.explicit(variance), "BatchNorm": batch_norm}
+    losses, found = {}, {}
+    for column, regularizer in columns.items():
+        net = torch_reference.create(network, 0)
+        blocks = [value for name, value in net.named_parameters() if re.match(network.blocks, name)]
+        net = benchmark_torch.with_sites(net, network, regularizer, torch.float32, network.size).train()
+        sites = [module for module in net.modules() if isinstance(module, benchmark_torch.Site)]
+        assert len(sites) == (0 if column == "identity" else 2 if network is VIT else 4)
+        loss = benchmark_torch.loss_of(net, torch.float32)(images, labels)
         loss.backward()
-        parameters = [p for p in net.named_parameters() if "norm" not in p[0] or ".1.norm" not in p[0]]
-        found[column] = (loss.item(), np.concatenate([p.grad.flatten().numpy() for _, p in parameters]))
-    assert found["VCReg"][0] == pytest.approx(found["identity"][0], rel=1e-6)
-    assert found["naive"][0] > found["identity"][0]
-    assert not np.allclose(found["VCReg"][1], found["identity"][1], rtol=1e-3)
-    assert found["BatchNorm"][0] != pytest.approx(found["identity"][0], rel=1e-4)
+        losses[column], found[column] = loss.item(), torch.cat([value.grad.flatten() for value in blocks]).numpy()
+    assert losses["VCReg"] == pytest.approx(losses["identity"], rel=1e-6)
+    assert losses["naive"] >= losses["identity"]
+    assert losses["BatchNorm"] != pytest.approx(losses["identity"], rel=1e-4)
+    np.testing.assert_allclose(found["VCReg"], found["naive"], rtol=1e-3, atol=1e-3 * np.abs(found["naive"]).max())
 
 
 def test_counted_operations_are_pytorchs_and_the_compilers():
@@ -216,10 +223,10 @@ def test_the_table_and_the_roofline_of_a_tiny_network(tmp_path, monkeypatch, cap
     assert all(len(row["seconds"]) == 2 and row["memory"] > 10_000 for row in result["rows"])
     assert result["rows"][0]["over_identity"]["median"] == 1.0
     assert "VCReg(alpha=0.64" in result["columns"]["VCReg"] and result["columns"]["identity"] == "identity"
-    assert (tmp_path / "table.svg").read_text().count("convnext_digits") >= 1
+    assert (tmp_path / "table.svg").read_text().count("tiny") >= 1
     roofline.run(settings, facts, tmp_path / "roofline.json", "the command")
     (network,) = json.loads((tmp_path / "roofline.json").read_text())["networks"]
-    assert [layer["layers"] for layer in network["layers"]] == [2, 2]
+    assert [(layer["shape"], layer["layers"]) for layer in network["layers"]] == [([8, 5, 16], 2)]
     whole = sum(layer["layers"] * layer["floor_seconds"] for layer in network["layers"])
     assert network["floor_seconds"] == pytest.approx(whole) and "over barrier" in capsys.readouterr().out
 
