@@ -6,6 +6,10 @@
     python -m train convert IN OUT [--model NAME] [--num-classes N]
                                               weights between .pth/.th/.pt, .safetensors and a run's checkpoints
     python -m train crosscheck [--json FILE]  compare this implementation with PyTorch, number by number
+    python -m train bench table1 [--torch] [--json FILE] [--help]
+                                              what regularizers cost, beside the paper's Table 1 and PyTorch
+    python -m train bench roofline            VCReg's extra time, layer by layer, over what the device's speed implies
+    python -m train bench dispatch            Python's time for each call of the training step
 
 Wrong input ends with one line and exit status 2; --traceback before the command shows where it came from.
 A cross-check that fails ends with exit status 1.
@@ -23,7 +27,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-COMMANDS = ("run", "report", "convert", "crosscheck")
+COMMANDS = ("run", "report", "convert", "crosscheck", "bench")
 
 
 def main(arguments: list[str]) -> None:
@@ -48,6 +52,8 @@ def _dispatch(command: str, *arguments: str) -> None:
         return _convert(arguments)
     if command == "crosscheck":
         return _crosscheck(arguments)
+    if command == "bench":
+        return _bench(arguments)
     if not arguments or arguments[0].startswith("-"):
         what = "a config file, such as configs/digits.py" if command == "run" else "a run folder, such as runs/digits"
         raise ValueError(f"`python -m train {command}` needs {what}.")
@@ -99,6 +105,21 @@ def _crosscheck(arguments: tuple[str, ...]) -> None:
         raise ValueError(f"`crosscheck` needs {error.name}: pip install 'vcreg-jax[train,torch]'.") from error
     if not command.run(given.json):
         sys.exit(1)
+
+
+def _bench(arguments: tuple[str, ...]) -> None:
+    from train import bench
+
+    parser = _Parser("python -m train bench", description=bench.__doc__)
+    parser.add_argument("what", choices=("table1", "roofline", "dispatch"))
+    parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's choice")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(bench.MODELS)}; default: all")
+    parser.add_argument("--dtypes", nargs="+", choices=bench.DTYPES, help="default: both; on a CPU float32")
+    parser.add_argument("--batch-size", type=int, help="default: 128; on a CPU 8")
+    parser.add_argument("--rounds", type=int, help="default: 30; on a CPU 5")
+    parser.add_argument("--torch", action="store_true", help="PyTorch's table beside ours (table1)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/WHAT_PLATFORM.json")
+    bench.run(parser.parse_args(arguments), shlex.join(["python", "-m", "train", "bench", *arguments]))
 
 
 class _Parser(argparse.ArgumentParser):

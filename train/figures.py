@@ -75,7 +75,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "vcreg",  # the same ids on every run
 }
 _DOT: dict[str, Any] = {"markersize": 6, "markeredgecolor": _RULE, "markeredgewidth": 0.8}
-_styled = matplotlib.rc_context(_STYLE)  # around a function: the settings hold within each call
+styled = matplotlib.rc_context(_STYLE)  # around a function: the settings hold within each call
 
 
 def arm_role(index: int) -> str:
@@ -83,7 +83,8 @@ def arm_role(index: int) -> str:
     return f"arm{index % len(_ARMS)}"
 
 
-def _colour(index: int) -> str:
+def colour(index: int) -> str:
+    """The light theme's colour of the arm with this index."""
     return _ROLES[arm_role(index)][0]
 
 
@@ -93,7 +94,7 @@ def picture(name: str, panels: Sequence[Figure], alt: str, caption: str) -> str:
     return f'<figure class="{name}"><div>{drawn}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
-@_styled
+@styled
 def _svg(figure: Figure, prefix: str, alt: str) -> str:
     """`figure` as an SVG element; `prefix` tells its ids from those of the page's other figures."""
     buffer = io.StringIO()
@@ -108,7 +109,7 @@ def _svg(figure: Figure, prefix: str, alt: str) -> str:
 
 def _bold(index: int) -> dict[str, Any]:
     """How an arm's name is written; "halo" parts it from the lines it crosses (see `CSS`)."""
-    return {"color": _colour(index), "fontweight": "bold", "gid": f"halo{index}"}
+    return {"color": colour(index), "fontweight": "bold", "gid": f"halo{index}"}
 
 
 def _axes(right: float = 0.2) -> tuple[Figure, Axes]:
@@ -151,17 +152,17 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
         below = share
 
 
-@_styled
+@styled
 def losses(curves: Curves, split: str) -> Figure:
     """Loss against step in one `split`: a thin line per seed, a thick one for their mean."""
     figure, axes = _axes()
     ends = []
     for i, (arm, seeds) in enumerate(curves.items()):
         for x, y in seeds:
-            axes.plot(x, y, color=_colour(i), linewidth=0.6, alpha=0.45)
+            axes.plot(x, y, color=colour(i), linewidth=0.6, alpha=0.45)
         x, y = _stack(seeds)
-        axes.plot(x, y.mean(0), color=_colour(i), linewidth=2.2)
-        ends.append((y[:, -1].mean(), arm, _colour(i)))
+        axes.plot(x, y.mean(0), color=colour(i), linewidth=2.2)
+        ends.append((y[:, -1].mean(), arm, colour(i)))
     _log(axes, "y")
     axes.set(title=f"{split} loss", xlabel="step")
     axes.set_xlim(left=0)
@@ -176,7 +177,7 @@ def _name_curve(axes: Axes, at: tuple[float, float], label: str, index: int, abo
     axes.annotate(label, at, shift, textcoords="offset points", ha=across, va=along, **_bold(index))
 
 
-@_styled
+@styled
 def spectra(values: Mapping[str, Sequence[NDArray]], rank: Mapping[str, float]) -> Figure:
     """Singular values over the largest against their index: mean and range over seeds, mean effective rank marked."""
     figure, axes = _axes(right=0.04)
@@ -185,9 +186,9 @@ def spectra(values: Mapping[str, Sequence[NDArray]], rank: Mapping[str, float]) 
     for i, (arm, seeds) in enumerate(values.items()):
         share = np.stack([s / max(s[0], np.finfo(s.dtype).tiny) for s in seeds])
         mean, index = share.mean(0), np.arange(1, share.shape[1] + 1)
-        axes.fill_between(index, share.min(0), share.max(0), color=_colour(i), alpha=0.18, linewidth=0)
-        axes.plot(index, mean, color=_colour(i), linewidth=2.2)
-        axes.plot(rank[arm], np.interp(rank[arm], index, mean), "o", color=_colour(i), **_DOT)
+        axes.fill_between(index, share.min(0), share.max(0), color=colour(i), alpha=0.18, linewidth=0)
+        axes.plot(index, mean, color=colour(i), linewidth=2.2)
+        axes.plot(rank[arm], np.interp(rank[arm], index, mean), "o", color=colour(i), **_DOT)
         up = (0, 9 + 15 * (len(values) - 1 - i))
         label = f"{arm}: effective rank {rank[arm]:.1f}"
         axes.annotate(label, (0, 1), up, xycoords="axes fraction", textcoords="offset points", **_bold(i))
@@ -198,7 +199,7 @@ def spectra(values: Mapping[str, Sequence[NDArray]], rank: Mapping[str, float]) 
     return figure
 
 
-@_styled
+@styled
 def strengths(curves: Curves, chosen: Mapping[str, Sequence[float]]) -> Figure:
     """Probe validation accuracy (%) against regularization strength: mean, range, and each seed's `chosen` strength.
 
@@ -212,10 +213,10 @@ def strengths(curves: Curves, chosen: Mapping[str, Sequence[float]]) -> Figure:
     inside = np.flatnonzero((means > floor).all(0))
     widest = inside[np.ptp(means[:, inside], axis=0).argmax()] if len(inside) else 0
     for i, (arm, y) in enumerate(accuracy.items()):
-        axes.fill_between(x, y.min(0), y.max(0), color=_colour(i), alpha=0.15, linewidth=0)
-        axes.plot(x, means[i], color=_colour(i), linewidth=2.2)
+        axes.fill_between(x, y.min(0), y.max(0), color=colour(i), alpha=0.15, linewidth=0)
+        axes.plot(x, means[i], color=colour(i), linewidth=2.2)
         nearest = [int(np.abs(np.log(x / strength)).argmin()) for strength in chosen[arm]]
-        axes.plot(x[nearest], y[range(len(y)), nearest], "o", color=_colour(i), **_DOT)
+        axes.plot(x[nearest], y[range(len(y)), nearest], "o", color=colour(i), **_DOT)
         above = means[i, widest] >= np.median(means[:, widest])
         _name_curve(axes, (x[widest], means[i, widest]), arm, i, above)
     last = x[np.flatnonzero((means > floor).any(0))[-1]]
@@ -236,7 +237,7 @@ def plane(features: NDArray) -> tuple[NDArray, NDArray]:
     return centred @ first.T, s[:2] ** 2 / max(float(np.sum(s**2)), 1e-30)
 
 
-@_styled
+@styled
 def scatter(features: NDArray, labels: NDArray, class_names: Sequence[str], arm: str, index: int) -> Figure:
     """The features' plane (see `plane`) coloured by class, both axes in one unit; one-letter classes as letters."""
     points, share = plane(features)
@@ -266,7 +267,7 @@ def _glyph(letter: str) -> Path:
     return Path(outline.vertices - (low + high) / 2, outline.codes)
 
 
-@_styled
+@styled
 def strip(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     """Probe accuracy (%) of every seed: a row per arm, thin lines joining a seed's runs, a bar at each mean."""
     rows = len(accuracy)
@@ -279,8 +280,8 @@ def strip(accuracy: Mapping[str, Sequence[float]]) -> Figure:
     for x, y in zip(values.T, places.T, strict=True):
         axes.plot(x, y, color=_SOFT, linewidth=0.6, alpha=0.5)
     for row, (arm, own, y) in enumerate(zip(accuracy, values, places, strict=True)):
-        axes.plot([own.mean()] * 2, [row - 0.22, row + 0.22], color=_colour(row), linewidth=2.2)
-        axes.plot(own, y, "o", color=_colour(row), **_DOT)
+        axes.plot([own.mean()] * 2, [row - 0.22, row + 0.22], color=colour(row), linewidth=2.2)
+        axes.plot(own, y, "o", color=colour(row), **_DOT)
         where = axes.get_yaxis_transform()
         axes.text(0, row - 0.36, f"{arm}, mean {own.mean():.1f}", transform=where, **_bold(row))
     axes.set(ylim=(rows - 0.55, -0.6), yticks=[], xlabel="probe accuracy on the test split, %")

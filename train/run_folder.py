@@ -2,14 +2,11 @@
 
 import dataclasses
 import json
-import os
-import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
+from train.provenance import commit, hardware
 
 
 def claim(folder: Path, config: Any) -> None:
@@ -56,29 +53,12 @@ def provenance(config: Any, command: str, seconds: float) -> dict[str, Any]:
     """How a run was made: command, hardware, commit, versions, config, time."""
     return {
         "command": command,
-        "hardware": _hardware(),
-        "commit": _commit(),
+        "hardware": hardware(),
+        "commit": commit(),
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")},
         "config": as_json(config),
         "wall_seconds": seconds,
     }
-
-
-def _hardware() -> str:
-    device = jax.devices()[0]
-    kind = platform.machine() if device.platform == "cpu" else device.device_kind
-    host = f", {os.cpu_count()} CPU cores" if device.platform == "cpu" else ""
-    return f"{jax.device_count()} x {device.platform} ({kind}){host}"
-
-
-def _commit() -> str:
-    try:
-        git = ["git", "-C", str(Path(__file__).parent)]
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.strip() + (" with changes" if changed.strip() else "")
 
 
 def write_json(path: Path, value: Any) -> None:

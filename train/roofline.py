@@ -1,0 +1,174 @@
+"""`python -m train bench roofline`: VCReg's extra time against what the device's own speed implies.
+
+What the exact term must do is counted from each layer's shape. With n rows of d features of s bytes, and M of d x d:
+
+    statistics   read h once                            2 n d^2 + 2 n d operations    n d s bytes, and 4 d^2 for M
+    push         read h and the gradient, write the sum   2 n d^2 operations         3 n d s bytes, and 4 d^2 for M
+
+The second needs all of the first, so the floor is the sum of the two, each the longer of its arithmetic at the
+device's matrix rate and its traffic at the device's copy bandwidth; both are measured in the same run, as the best of
+all rounds.
+"""
+
+import functools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+import vcreg_jax as vc
+from train import benchmark
+from train.benchmark import PHASES, REG, SEED, Settings
+from train.provenance import commit
+from train.timing import Spread, in_own_process, interleaved
+
+COPIED = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}  # float32 numbers, far more than a cache holds
+MULTIPLIED = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # side of the square matrices
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one pass over the features must do at least."""
+
+    operations: int  # of the matrix products, a multiplication and an addition being two
+    bytes: int  # read and written
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the device does at its best."""
+
+    operations: float  # a second, in a large product with operands of the features' dtype
+    bytes: float  # a second, read and written in a large copy
+
+
+def passes(shape: Sequence[int], itemsize: int) -> tuple[Work, Work]:
+    """The statistics' pass and the push's, of features `(*samples, d)` of `itemsize` bytes each."""
+    n, d = math.prod(shape[:-1]), shape[-1]
+    features, matrix = n * d * itemsize, 4 * d * d
+    return Work(2 * n * d * d + 2 * n * d, features + matrix), Work(2 * n * d * d, 3 * features + matrix)
+
+
+def floor_seconds(work: Sequence[Work], speed: Speed) -> float:
+    """The least time that passes take one after another, each with arithmetic and traffic at once."""
+    return sum(max(w.operations / speed.operations, w.bytes / speed.bytes) for w in work)
+
+
+def run(settings: Settings, facts: dict[str, str], json_path: Path, command: str) -> None:
+    """Measures and prints a table for each network and precision; writes all as JSON."""
+    networks = []
+    for model in settings.models:
+        for dtype in settings.dtypes:
+            networks.append(in_own_process(measure, settings, model, dtype))
+            print(text(networks[-1]), flush=True)
+            written = {"command": command, "commit": commit(), **facts, "batch_size": settings.batch_size}
+            json_path.write_text(json.dumps(written | {"networks": networks}, indent=1) + "\n")
+    print(f"\n{json_path}")
+
+
+def measure(settings: Settings, model: str, dtype: str) -> dict[str, Any]:
+    """One network in one precision: the device's speed, every kind of layer, and the whole network with and without."""
+    mesh = benchmark.one_device_mesh(settings.platform)
+    with jax.default_device(mesh.devices.item()):
+        network = benchmark.architecture(settings, model, dtype, "VCReg")
+        shapes = Counter(site.shape for site in benchmark.site_shapes(network, settings.batch_size).values())
+        calls: dict[str, Callable[[], None]] = {
+            "copy": _copy(COPIED[settings.platform]),
+            "product": _product(MULTIPLIED[settings.platform], dtype),
+        }
+        calls |= {_name(shape): _backward(shape, dtype) for shape in shapes}
+        for column in ("identity", "barrier", "VCReg"):
+            calls[column], _ = benchmark.program(settings, model, dtype, PHASES[0], column, mesh)
+            calls[column]()
+        seconds = interleaved(calls, settings.rounds)
+    traffic, work = 8 * COPIED[settings.platform], 2 * MULTIPLIED[settings.platform] ** 3
+    speed = Speed(work / min(seconds["product"]), traffic / min(seconds["copy"]))
+    layers = [_layer(shape, count, dtype, speed, seconds[_name(shape)]) for shape, count in shapes.items()]
+    floor = sum(layer["layers"] * layer["floor_seconds"] for layer in layers)
+    extra = {
+        baseline: asdict(Spread.of([a - b for a, b in zip(seconds["VCReg"], seconds[baseline], strict=True)]))
+        for baseline in ("identity", "barrier")
+    }
+    step = {column: asdict(Spread.of(seconds[column])) for column in ("identity", "barrier", "VCReg")}
+    about = {"model": model, "dtype": dtype, "speed": asdict(speed), "layers": layers}
+    return about | {"floor_seconds": floor, "seconds": step, "extra_over": extra}
+
+
+def _name(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _layer(shape: tuple[int, ...], count: int, dtype: str, speed: Speed, seconds: Sequence[float]) -> dict[str, Any]:
+    work = passes(shape, jnp.dtype(dtype).itemsize)
+    floor, alone = floor_seconds(work, speed), Spread.of(seconds)
+    return {
+        "shape": shape,
+        "layers": count,
+        "operations": sum(w.operations for w in work),
+        "bytes": sum(w.bytes for w in work),
+        "floor_seconds": floor,
+        "alone_seconds": asdict(alone),
+        "alone_over_floor": alone.median / floor,
+    }
+
+
+def _copy(size: int) -> Callable[[], None]:
+    return _ready(jax.jit(jnp.negative), jnp.ones((size,), jnp.float32))
+
+
+def _product(size: int, dtype: str) -> Callable[[], None]:
+    matrix = jax.random.normal(jax.random.key(SEED), (size, size), jnp.dtype(dtype))
+    return _ready(jax.jit(jnp.matmul), matrix, matrix)
+
+
+def _backward(shape: tuple[int, ...], dtype: str) -> Callable[[], None]:
+    """VCReg's whole backward pass at one layer, alone: features and incoming gradient in, their sum out."""
+    keys = jax.random.split(jax.random.key(SEED))
+    features, incoming = (jax.random.normal(key, shape, jnp.dtype(dtype)) for key in keys)
+    return _ready(jax.jit(backward), features, incoming)
+
+
+def backward(features: jax.Array, incoming: jax.Array, reg: vc.Regularizer = REG) -> jax.Array:
+    """What reaches the layer before, with the regularizer's gradient added."""
+    return jax.vjp(reg, features)[1](incoming)[0]
+
+
+def _ready(function: Callable[..., jax.Array], *arguments: jax.Array) -> Callable[[], None]:
+    compiled = cast(Any, function).lower(*arguments).compile()
+    call = functools.partial(_wait, compiled, *arguments)
+    call()
+    return call
+
+
+def _wait(function: Callable[..., jax.Array], *arguments: jax.Array) -> None:
+    function(*arguments).block_until_ready()
+
+
+def text(network: dict[str, Any]) -> str:
+    """One network's table."""
+    speed = network["speed"]
+    columns = ("layers", "Mop", "MiB", "floor ms", "alone ms", "over floor")
+    lines = [
+        f"\n{network['model']}, {network['dtype']}: products at {speed['operations'] / 1e9:.4g} Gop/s, "
+        f"copies at {speed['bytes'] / 1e9:.4g} GB/s",
+        f"{'regularized features':20}" + "".join(f"{column:>11}" for column in columns),
+    ]
+    for layer in network["layers"]:
+        floor, alone = layer["floor_seconds"], layer["alone_seconds"]["median"]
+        lines.append(
+            f"{_name(layer['shape']):20}{layer['layers']:11}{layer['operations'] / 1e6:11.1f}"
+            f"{layer['bytes'] / 2**20:11.1f}{1e3 * floor:11.3f}{1e3 * alone:11.3f}{layer['alone_over_floor']:11.2f}"
+        )
+    floor = network["floor_seconds"]
+    alone = sum(layer["layers"] * layer["alone_seconds"]["median"] for layer in network["layers"])
+    lines.append(f"{'all layers':53}{1e3 * floor:11.3f}{1e3 * alone:11.3f}{alone / floor:11.2f}")
+    for baseline, extra in network["extra_over"].items():
+        what = f"in the network, over {baseline} (quartiles {1e3 * extra['low']:.0f} to {1e3 * extra['high']:.0f} ms)"
+        lines.append(f"{what:64}{1e3 * extra['median']:11.3f}{extra['median'] / floor:11.2f}")
+    return "\n".join(lines)
