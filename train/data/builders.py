@@ -11,9 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 
-from train.data import images, packed
+from train.data import images, labels, packed
 from train.data.archives import Files
 from train.data.catalog import KNOWN, DataSet
 from train.data.images import BadImageError, Policy
@@ -22,6 +23,7 @@ from train.data.views import VIEWS
 
 VERSION = "1.0.0"
 BAD_IMAGES = "bad_images.json"  # beside a prepared data set: what was left out or is converted when read, and why
+_OUTCOME = {True: "converted when read", False: "left out"}
 _THREADS, _AHEAD = 8, 256
 
 
@@ -40,8 +42,10 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(VERSION)
 
     def __init__(self, name: str, contents: Contents, homepage: str, policy: Policy, directory: Path):
-        self.name, self._contents, self._homepage, self._policy = name, contents, homepage, policy
+        self.name = name  # pyright: ignore[reportAttributeAccessIssue]  # as TFDS's own AdhocBuilder sets it
+        self._contents, self._homepage, self._policy = contents, homepage, policy
         self.bad: list[Bad] = []
+        self.labels: dict[str, dict[str, list[int]]] = {}
         super().__init__(data_dir=directory, file_format="array_record", version=VERSION)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -61,17 +65,20 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         kept = itertools.count()
+        columns = self.labels[split] = {field: [] for field in self._contents.class_names}
         for example, flaw, usable in _looked_at(self._contents.splits[split](), self._contents.shape[2]):
             for field, label in example.labels.items():
                 classes = len(self._contents.class_names[field])
                 if not 0 <= label < classes:
                     raise ValueError(f"{example.file}: {field} must lie in 0..{classes - 1}, got {label}.")
             if flaw and self._policy == "raise":
-                raise ValueError(f"{example.file}: {flaw}. `--bad-images convert` makes it plain, `skip` leaves it out.")
+                raise ValueError(f"{example.file}: {flaw}. `--bad-images convert` mends it, `skip` leaves it out.")
             keep = not flaw or (usable and self._policy == "convert")
             if flaw:
                 self.bad.append(Bad(split, example.file, flaw, keep))
             if keep:
+                for field, values in columns.items():
+                    values.append(example.labels[field])
                 yield next(kept), {"image": example.image, "file": example.file, **example.labels}
 
 
@@ -97,6 +104,8 @@ def prepare(name: str, source: Path | None, directory: Path, policy: Policy = "c
     with contextlib.redirect_stdout(None):  # it announces downloads of unknown size
         builder.download_and_prepare()
     (folder / BAD_IMAGES).write_text(json.dumps([bad._asdict() for bad in builder.bad], indent=1))
+    for split, of_field in builder.labels.items():
+        labels.save(folder, split, {field: np.array(values, np.int32) for field, values in of_field.items()})
     return folder
 
 
@@ -123,9 +132,9 @@ def prepared(name: str, directory: str) -> Any:
     if len({path.parent for path in found}) > 1:
         raise ValueError(f"{name!r} has several configurations: {', '.join(str(p.relative_to(root)) for p in found)}.")
     builder = tfds.builder_from_directory(max(found, key=lambda path: tfds.core.Version(path.name)))
-    if builder.info.file_format.value != "array_record":
+    if (form := str(builder.info.as_proto.file_format)) != "array_record":
         raise ValueError(
-            f"{builder.data_path} is prepared as {builder.info.file_format.value}, which needs TensorFlow to be read. "
+            f"{builder.data_path} is prepared as {form}, which needs TensorFlow to be read. "
             "TFDS's convert_format script makes it array_record."
         )
     return builder
@@ -135,9 +144,11 @@ def bad_images_text(folder: Path) -> str:
     """What `prepare` found wrong, counted by kind, with every file's name."""
     bad = [Bad(**entry) for entry in json.loads((folder / BAD_IMAGES).read_text())]
     counts = Counter((entry.flaw.split(":")[0], entry.kept) for entry in bad)
-    lines = [f"{'converted when read' if kept else 'left out':<20} {n:>8,}  {flaw}" for (flaw, kept), n in counts.items()]
-    lines += [f"{'kept' if entry.kept else 'left out'}: {entry.file} ({entry.flaw})" for entry in bad[:20]]
-    return "\n".join([*lines, f"all {len(bad):,} are named in {folder / BAD_IMAGES}"] if bad else ["every image is plain"])
+    if not bad:
+        return "every image is plain"
+    lines = [f"{n:>9,} {_OUTCOME[kept]}: {flaw}" for (flaw, kept), n in counts.items()]
+    lines += [f"{_OUTCOME[entry.kept]}: {entry.file} ({entry.flaw})" for entry in bad[:20]]
+    return "\n".join([*lines, f"all {len(bad):,} are named in {folder / BAD_IMAGES}"])
 
 
 def _read(name: str, source: Path | None) -> tuple[Contents, str]:
@@ -165,7 +176,8 @@ def _wanted(name: str, known: DataSet | None) -> str:
     if known is None:
         return f"{name!r} takes folders train/<class>/*.jpg or an .npz file. Known by name: {', '.join(KNOWN)}."
     files = "; ".join(map(str, known.files))
-    return f"{name} needs, packed or unpacked: {files}. Its owner gives them out at {known.homepage} {known.note}".strip()
+    given_out = f"Its owner gives them out at {known.homepage}"
+    return f"{name} needs, packed or unpacked: {files}. {given_out} {known.note}".strip()
 
 
 def _npz(source: Path, prefix: str | None) -> dict[str, Path]:

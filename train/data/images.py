@@ -74,7 +74,14 @@ def _decoded(encoded: bytes) -> Image.Image:
         raise BadImageError(f"decompression bomb: {error}") from error
     except Image.UnidentifiedImageError as error:
         raise BadImageError("not an image") from error
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError) as error:  # decoders raise all these
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        OverflowError,
+        MemoryError,
+    ) as error:  # decoders raise all these
         raise BadImageError(f"cannot be decoded: {error}") from error
     return image
 

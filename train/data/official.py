@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from train.data.archives import Files
-from train.data.sources import Contents, Example, Listing, binary_records, idx, in_memory, listed, stem, text_lines
+from train.data.sources import Contents, Example, Listing, binary_records, idx, in_memory, listed, text_lines
 
-FASHION_CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
+FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
+FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 WNID = re.compile(r"n\d{8}")
 # In file order within each digit, of every ten: five to train, one to choose by, four to test.
 SPLIT_OF_TEN = ("train",) * 5 + ("validation",) + ("test",) * 4
@@ -76,7 +77,7 @@ def fashion_mnist(files: Files) -> Contents:
 
 
 def imagenet(files: Files) -> Contents:
-    """Classes are WordNet ids in order. A validation image's class is its folder's or, in the flat archive, its number's."""
+    """Classes are WordNet ids in order; a validation image's is its folder's or, in the archive, its number's."""
     labels = tfds.core.tfds_path("datasets/imagenet2012")
     wnids = text_lines((labels / "labels.txt").read_bytes())
     of_validation = text_lines((labels / "validation_labels.txt").read_bytes())
@@ -114,7 +115,8 @@ def i_naturalist2018(files: Files) -> Contents:
         listings[split] = {
             _tail(image["file_name"], 3): {"label": label_of[image["id"]]} for image in found[name]["images"]
         }
-    return listed(files, {"label": [category["name"] for category in categories]}, listings, lambda name: _tail(name, 3))
+    names = [category["name"] for category in categories]
+    return listed(files, {"label": names}, listings, lambda name: _tail(name, 3))
 
 
 def places205(files: Files) -> Contents:
@@ -225,7 +227,8 @@ def dtd(files: Files) -> Contents:
     found = {name: text_lines(text) for name, text in files.find(*lists.values()).items()}
     names = sorted({path.split("/")[0] for paths in found.values() for path in paths})
     listings = {
-        split: {path: {"label": names.index(path.split("/")[0])} for path in found[name]} for split, name in lists.items()
+        split: {path: {"label": names.index(path.split("/")[0])} for path in found[name]}
+        for split, name in lists.items()
     }
     return listed(files, {"label": names}, listings, lambda name: _tail(name, 2))
 

@@ -11,7 +11,7 @@ may stand in `names`; further labels in `<field>_labels`, with `<field>_names`. 
   cut at `header_offsets`, holds.
 """
 
-from collections.abc import Sequence
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -93,12 +93,12 @@ def _tables(split: str, fields: Arrays) -> dict[str, tuple[Images, Arrays]]:
         return {split: (images, labels)}
     rows = {"train": np.flatnonzero(fields["is_test"] == 0), "test": np.flatnonzero(fields["is_test"])}
     return {
-        name: ([images[row] for row in taken], {field: values[taken] for field, values in labels.items()})
+        name: ([images[int(row)] for row in taken], {field: values[taken] for field, values in labels.items()})
         for name, taken in rows.items()
     }
 
 
-def _images(fields: Arrays) -> Sequence[np.ndarray | bytes]:
+def _images(fields: Arrays) -> Images:
     if "images" in fields:
         images = fields["images"]
         return images[..., None] if images.ndim == 3 else images
@@ -109,7 +109,7 @@ def _images(fields: Arrays) -> Sequence[np.ndarray | bytes]:
         green, red, blue = planes
         return np.stack([green + red, green, green + blue], axis=-1)
     headers, bodies = (
-        [values[start:end].tobytes() for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
+        [values[start:end].tobytes() for start, end in itertools.pairwise(cuts)]
         for values, cuts in ((fields["headers"], fields["header_offsets"]), (fields["bytes"], fields["offsets"]))
     )
     return [headers[header] + body for header, body in zip(fields["header_id"], bodies, strict=True)]

@@ -5,9 +5,9 @@ as arrays are made into PNG. No pickle is ever loaded.
 """
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +59,9 @@ def listed(
                 del missing[found]
         if missing:
             first = ", ".join(list(missing)[:3])
-            raise ValueError(f"{len(missing):,} of {len(listing):,} listed images are not in {files.root}: {first}, ...")
+            raise ValueError(
+                f"{len(missing):,} of {len(listing):,} listed images are not in {files.root}: {first}, ..."
+            )
 
     return Contents(class_names, {name: lambda listing=listing: split(listing) for name, listing in listings.items()})
 
@@ -97,7 +99,9 @@ def _split_and_class(name: str) -> tuple[str, str] | None:
     return (SPLIT_OF_FOLDER[parts[-3]], parts[-2]) if parts[-3] in SPLIT_OF_FOLDER else None
 
 
-def in_memory(class_names: dict[str, list[str]], splits: dict[str, tuple[Images, dict[str, np.ndarray]]]) -> Contents:
+def in_memory(
+    class_names: dict[str, list[str]], splits: Mapping[str, tuple[Images, Mapping[str, np.ndarray]]]
+) -> Contents:
     """Images, as uint8 (h, w, c) or encoded, with labels (n,) by field, for each split; their index is their name.
 
     Raises:
@@ -154,8 +158,3 @@ def binary_records(encoded: Iterable[bytes], label_bytes: int) -> tuple[np.ndarr
 def text_lines(encoded: bytes) -> list[str]:
     """The lines that are not empty."""
     return [line.strip() for line in encoded.decode().splitlines() if line.strip()]
-
-
-def stem(name: str) -> str:
-    """A path's last part without its suffix."""
-    return Path(name).stem
