@@ -110,7 +110,7 @@ def test_the_hosts_parts_put_together_are_the_one_hosts_batches(config, hosts, m
 
 
 def test_unknown_names_are_answered_with_the_known_ones(config):
-    with pytest.raises(ValueError, match="Unknown data set 'digit'. Known: digits"):
+    with pytest.raises(ValueError, match="Data set 'digit' is not prepared under .* Known: digits, cifar10"):
         builders.prepared("digit", config.directory)
     with pytest.raises(ValueError, match="Unknown label of digits: 'fine'. Known: digit, closed_loop"):
         pipeline.load(config, "train", "fine")

@@ -66,16 +66,16 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         kept = itertools.count()
         columns = self.labels[split] = {field: [] for field in self._contents.class_names}
-        for example, flaw, usable in _looked_at(self._contents.splits[split](), self._contents.shape[2]):
+        for example, found, usable in _looked_at(self._contents.splits[split](), self._contents.shape[2]):
             for field, label in example.labels.items():
                 classes = len(self._contents.class_names[field])
                 if not 0 <= label < classes:
                     raise ValueError(f"{example.file}: {field} must lie in 0..{classes - 1}, got {label}.")
-            if flaw and self._policy == "raise":
-                raise ValueError(f"{example.file}: {flaw}. `--bad-images convert` mends it, `skip` leaves it out.")
-            keep = not flaw or (usable and self._policy == "convert")
-            if flaw:
-                self.bad.append(Bad(split, example.file, flaw, keep))
+            if found and self._policy == "raise":
+                raise ValueError(f"{example.file}: {found}. `--bad-images convert` mends it, `skip` leaves it out.")
+            keep = not found or (usable and self._policy == "convert")
+            if found:
+                self.bad.append(Bad(split, example.file, found, keep))
             if keep:
                 for field, values in columns.items():
                     values.append(example.labels[field])
@@ -98,7 +98,12 @@ def prepare(name: str, source: Path | None, directory: Path, policy: Policy = "c
     folder = directory / name / VERSION
     if folder.exists():
         raise ValueError(f"{folder} is there already. Delete it to prepare {name} anew.")
-    contents, homepage = _read(name, source)
+    return write(name, *_read(name, source), directory, policy)
+
+
+def write(name: str, contents: Contents, homepage: str, directory: Path, policy: Policy) -> Path:
+    """The folder to which `contents` have been written as the data set `name`."""
+    folder = directory / name / VERSION
     builder = _Builder(name, contents, homepage, policy, directory)
     tfds.enable_progress_bar() if sys.stderr.isatty() else tfds.disable_progress_bar()
     with contextlib.redirect_stdout(None):  # it announces downloads of unknown size
@@ -146,7 +151,7 @@ def bad_images_text(folder: Path) -> str:
     counts = Counter((entry.flaw.split(":")[0], entry.kept) for entry in bad)
     if not bad:
         return "every image is plain"
-    lines = [f"{n:>9,} {_OUTCOME[kept]}: {flaw}" for (flaw, kept), n in counts.items()]
+    lines = [f"{n:>9,} {_OUTCOME[kept]}: {kind}" for (kind, kept), n in counts.items()]
     lines += [f"{_OUTCOME[entry.kept]}: {entry.file} ({entry.flaw})" for entry in bad[:20]]
     return "\n".join([*lines, f"all {len(bad):,} are named in {folder / BAD_IMAGES}"])
 
@@ -196,7 +201,7 @@ def _looked_at(examples: Iterable[Example], channels: int) -> Iterator[tuple[Exa
     waiting: deque[tuple[Example, Future[tuple[str, bool]]]] = deque()
     with ThreadPoolExecutor(_THREADS) as threads:
         for example in examples:
-            waiting.append((example, threads.submit(_flaw, example.image, channels)))
+            waiting.append((example, threads.submit(flaw, example.image, channels)))
             if len(waiting) > _AHEAD:
                 first, looked_at = waiting.popleft()
                 yield first, *looked_at.result()
@@ -204,7 +209,8 @@ def _looked_at(examples: Iterable[Example], channels: int) -> Iterator[tuple[Exa
             yield first, *looked_at.result()
 
 
-def _flaw(encoded: bytes, channels: int) -> tuple[str, bool]:
+def flaw(encoded: bytes, channels: int) -> tuple[str, bool]:
+    """What is not plain about an image, and whether it can be used all the same."""
     try:
         images.read(encoded, channels, "raise")
     except BadImageError as error:

@@ -92,9 +92,10 @@ class Split:
           BadImageError: naming it, if it is to be left out.
         """
         index = int(self.selection.indices[position])
-        return self._opened(index, self.selection.records[index])
+        return self.opened(index, self.selection.records[index])
 
-    def _opened(self, index: int, record: dict[str, Any]) -> Image.Image | np.ndarray:
+    def opened(self, index: int, record: dict[str, Any]) -> Image.Image | np.ndarray:
+        """The image of a record that has been read."""
         if isinstance(record["image"], np.ndarray):
             return record["image"]
         try:
@@ -164,7 +165,7 @@ class Split:
                 some, indices, self.selection.records.__getitems__(indices), strict=True
             ):
                 try:
-                    image = self._opened(index, record)
+                    image = self.opened(index, record)
                 except BadImageError as error:
                     if self.config.bad_images == "raise":
                         raise
