@@ -26,6 +26,7 @@ from train.data.transforms import CentreSquare, ShiftAndFlip, shifted_and_flippe
 Batch = dict[str, np.ndarray]  # image: uint8 (b, h, w, c); label: int32 (b,); mask: bool (b,), False for padding
 TrainTransform = Callable[[Image.Image, np.random.Generator], np.ndarray]
 EvalTransform = Callable[[Image.Image], np.ndarray]
+_ENDLESS = 2**62  # examples
 _READ_AT_ONCE = 1000  # records
 _log = logging.getLogger(__name__)
 
@@ -66,14 +67,9 @@ class Split:
         hosts, host = jax.process_count(), jax.process_index()
         if self.config.in_memory:
             return self._batches_from_memory(batch_size, seed, start_step)
-        stream = (
-            grain.MapDataset.range(len(self))
-            .seed(seed)
-            .shuffle()
-            .repeat()
-            .random_map(self._train_example)
-            .batch(batch_size // hosts)
-        )[start_step * hosts + host :: hosts]
+        places = grain.MapDataset.range(_ENDLESS).seed(seed)
+        examples = places.random_map(functools.partial(self._train_example, seed))
+        stream = examples.batch(batch_size // hosts)[start_step * hosts + host :: hosts]
         return self._named(self._read(stream))
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
@@ -104,7 +100,9 @@ class Split:
             file = record.get("file", b"")  # which data sets of others lack
             raise BadImageError(f"{self.selection.name}: image {index} {file.decode()}: {error}") from error
 
-    def _train_example(self, position: int, rng: np.random.Generator) -> dict[str, Any]:
+    def _train_example(self, seed: int, place: int, rng: np.random.Generator) -> dict[str, Any]:
+        epoch, row = divmod(int(place), len(self))
+        position = int(_order(len(self), seed, epoch)[row])
         for shown in range(position, position + len(self)):
             try:
                 image, label = self.image(shown % len(self)), self.selection.targets[shown % len(self)]
@@ -188,8 +186,9 @@ class Split:
             yield {"image": changed[rows], "label": labels[positions[rows]]}
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch: all of it is drawn at once, and the same with and without `in_memory`."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
