@@ -51,11 +51,20 @@ def test_archives_that_reach_out_are_refused(tmp_path, member, message, nested):
     assert not (tmp_path / "a.jpg").exists()  # nothing is ever unpacked
 
 
-def test_an_archive_that_is_cut_short_is_an_error_of_one_line(tmp_path):
-    path = tar(tmp_path / "set.tar.gz", {"a.jpg": bytes(range(256)) * 400, "b.jpg": b"b"})
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="set.tar.gz is broken or cut short"):
-        [read() for _, read in Files(tmp_path)]
+@pytest.mark.parametrize("name", ["set.tar", "set.tar.gz"])
+def test_an_archive_that_is_cut_short_is_an_error_wherever_it_was_cut(tmp_path, name):
+    contents = {"a.jpg": bytes(range(256)) * 9, "b.jpg": b"b", "c.jpg": b"c" * 600}
+    path = tar(tmp_path / name, contents)
+    whole = path.read_bytes()
+    # Past the end marker of a plain archive comes padding, without which it is still whole.
+    cuts = {len(whole) * part // 40 for part in range(1, 40)} | {512, 512 + 2560, 512 + 2560 + 512}
+    last_byte = 512 + 2560 + 1024 + 512 + 1024 if name == "set.tar" else len(whole)
+    for cut in sorted(cut for cut in cuts if cut < last_byte):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=f"{name} is broken or cut short"):
+            [read() for _, read in Files(tmp_path)]
+    path.write_bytes(whole)
+    assert {found: read() for found, read in Files(tmp_path)} == contents
 
 
 def test_folders_archives_and_archives_in_archives_are_read_alike(tmp_path):

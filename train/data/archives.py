@@ -1,14 +1,18 @@
 """The files that a user has, in folders or in tar archives, read without ever unpacking one."""
 
+import contextlib
+import gzip
+import io
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import Any
 
 LARGEST_FILE = 2**30  # bytes of one image or list of labels; more is no such thing
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
+_GZIP = b"\x1f\x8b"
 
 Read = Callable[[], bytes]  # the contents; to be called before the next file is asked for
 
@@ -55,20 +59,37 @@ def members(path: Path) -> Iterator[tuple[str, Read]]:
     """
     with path.open("rb") as file:
         yield from _members(file, path.name)
+        # Without the zeros that end an archive, `tarfile` takes one that was cut between two files for a shorter one.
+        file.seek(-min(512, path.stat().st_size), io.SEEK_END)
+        if not _compressed(path) and any(file.read()):
+            raise ValueError(f"The archive {path.name} is broken or cut short: its end is missing.")
 
 
-def _members(file: IO[bytes], archive: str) -> Iterator[tuple[str, Read]]:
+def _compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == _GZIP
+
+
+def _members(file: Any, archive: str) -> Iterator[tuple[str, Read]]:
+    compressed = file.peek(2)[:2] == _GZIP
+    stream = gzip.GzipFile(fileobj=file) if compressed else file
+    with _told_of(archive), tarfile.open(fileobj=stream, mode="r|") as tar:
+        for member in tar:
+            name = _checked(member, archive)
+            if name and name.endswith(ARCHIVES):
+                inner = tar.extractfile(member)
+                yield from ((f"{name}/{inside}", read) for inside, read in _members(inner, f"{archive}/{name}"))
+            elif name:
+                yield name, lambda member=member: _contents(tar, member, archive)
+        while compressed and stream.read(2**20):  # to the end, where a missing piece shows
+            pass
+
+
+@contextlib.contextmanager
+def _told_of(archive: str) -> Iterator[None]:
     try:
-        with tarfile.open(fileobj=file, mode="r|*") as tar:
-            for member in tar:
-                name = _checked(member, archive)
-                if name and name.endswith(ARCHIVES):
-                    inner = tar.extractfile(member)
-                    assert inner is not None  # it is a regular file
-                    yield from ((f"{name}/{inside}", read) for inside, read in _members(inner, f"{archive}/{name}"))
-                elif name:
-                    yield name, lambda member=member: _contents(tar, member, archive)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+        yield
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"The archive {archive} is broken or cut short: {error}.") from error
 
 
@@ -85,6 +106,7 @@ def _checked(member: tarfile.TarInfo, archive: str) -> str | None:
 def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: str) -> bytes:
     if member.size > LARGEST_FILE:
         raise ValueError(f"{member.name!r} in {archive} has {member.size:,} bytes: more than {LARGEST_FILE:,}.")
-    file = tar.extractfile(member)
-    assert file is not None  # it is a regular file
-    return file.read()
+    with _told_of(archive):
+        file = tar.extractfile(member)
+        assert file is not None  # it is a regular file
+        return file.read()
