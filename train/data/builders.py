@@ -80,6 +80,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 for field, values in columns.items():
                     values.append(example.labels[field])
                 yield next(kept), {"image": example.image, "file": example.file, **example.labels}
+        if not next(kept):
+            raise ValueError(f"{self.name}: there is no image for the split {split}.")
 
 
 def prepare(name: str, source: Path | None, directory: Path, policy: Policy = "convert") -> Path:

@@ -21,8 +21,7 @@ class File:
     sha256: str = ""
 
     def __str__(self) -> str:
-        known = [f"{self.size:,} bytes"] * (self.size is not None) + [f"sha256 {self.sha256}"] * bool(self.sha256)
-        return f"{self.name} ({', '.join(known)})" if known else self.name
+        return f"{self.name} ({self.size:,} bytes, sha256 {self.sha256})" if self.size else self.name
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,9 @@ def imagenet(files: Files) -> Contents:
         split = "validation" if re.search(r"(^|/)val(idation)?/", name) else "train"
         return (split, found[-1]) if (found := WNID.findall(name)) else None
 
+    if not any(map(wnid_of, (name for name, _ in files))):
+        raise FileNotFoundError(f"no image of a WordNet id in {files.root}")
+
     def split(wanted: str) -> Iterator[Example]:
         for name, read in files:
             place = wnid_of(name)
