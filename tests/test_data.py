@@ -269,6 +269,13 @@ def test_a_long_tail_holds_the_images_of_the_reference_construction(small, facto
     assert (data.labels() == pipeline.load(small, "train").labels()[expected]).all()
 
 
+def test_a_long_tail_is_the_same_images_whichever_of_their_labels_is_asked_for(config):
+    tail = replace(config, label="digit", long_tail=10.0)
+    superclass = pipeline.load(tail, "train", "closed_loop")
+    assert (superclass.selection.indices == pipeline.load(tail, "train").selection.indices).all()
+    assert (superclass.labels() == np.isin(pipeline.load(tail, "train").labels(), [0, 6, 8, 9])).all()
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_the_long_tails_of_cifar_have_the_published_counts_and_the_references_images():
     counts = {10: [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50], 100: 10_847}

@@ -49,7 +49,9 @@ def select(config: DataConfig, split: str, label: str) -> Selection:
         names = builder.info.features[label].names
     ratio = config.long_tail or view.long_tail
     if ratio is not None and base == "train":
-        kept = long_tail_indices(targets, len(names), ratio)
+        # The tail is that of the label that is trained on, whatever is asked of the images afterwards.
+        trained_on = labels.of_split(builder, base, config.label)[start:stop]
+        kept = long_tail_indices(trained_on, builder.info.features[config.label].num_classes, ratio)
         indices, targets = indices[kept], targets[kept]
     records = builder.as_data_source(base, decoders={"image": tfds.decode.SkipDecoding()})
     shape = builder.info.features["image"].shape

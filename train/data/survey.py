@@ -29,7 +29,7 @@ def survey(name: str, directory: Path) -> tuple[str, bool]:
         raise ValueError(f"{name} has no class labels.")
     lines, bad = [f"{name}: {builder.data_path}"], []
     for split in builder.info.splits:
-        splits = [pipeline.load(_config(name, field, directory), split) for field in fields]
+        splits = [pipeline.load(_config(name, fields[0], directory), split, field) for field in fields]
         lines.append(f"\n{split}: {len(splits[0]):,} images")
         lines += [f"  {field}: {_balance(data)}" for field, data in zip(fields, splits, strict=True)]
         found = _looked_at(splits[0])
