@@ -42,7 +42,7 @@ class Throughput:
 
 def measure(rounds: int = 5, batches: int = 4, batch_size: int = 64) -> Throughput:
     """Both ways over the same photographs, `batches` at a time."""
-    encoded = photographs(256) * 8
+    encoded = photographs(256)
     rng = np.random.default_rng(0)
 
     def bare() -> None:
