@@ -6,12 +6,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from configs import digits
-from train.data import builders, pipeline
+from train.config import DataConfig
+from train.data import builders, pipeline, views
 
 ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +113,201 @@ def test_the_hosts_parts_put_together_are_the_one_hosts_batches(config, hosts, m
 
 
 def test_unknown_names_are_answered_with_the_known_ones(config):
-    with pytest.raises(ValueError, match="Unknown data set 'digit'. Known: digits"):
+    with pytest.raises(ValueError, match="Data set 'digit' is not prepared under .* Known: digits, cifar10"):
         builders.prepared("digit", config.directory)
     with pytest.raises(ValueError, match="Unknown label of digits: 'fine'. Known: digit, closed_loop"):
         pipeline.load(config, "train", "fine")
     with pytest.raises(ValueError, match="Unknown split of digits: 'val'. Known: train, validation, test"):
         pipeline.load(config, "val")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Thirty JPEG and PNG files of many sizes, of which two are bad."""
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for number in range(30):
+        path = folder / "from" / "train" / f"class{number % 3}" / f"{number:02d}.{'png' if number % 2 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = rng.integers(20, 60, 2)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    builders.prepare("photographs", folder / "from", folder / "data", "raise")
+    return DataConfig(
+        "photographs", "label", (0.0,), (1.0,), image_size=16, max_shift=3, flip=True, directory=str(folder / "data")
+    )
+
+
+def _bytes(batches):
+    return [{key: rows.tobytes() for key, rows in batch.items()} for batch in batches]
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_photographs_of_any_size_come_alike_with_and_without_reader_processes(photographs, processes):
+    straight = _bytes(_first_batches(photographs, 8, batch_size=8))
+    assert len({batch["image"] for batch in straight}) == 8
+    restarted = _first_batches(replace(photographs, reader_processes=processes), 3, batch_size=8, start=5)
+    assert _bytes(restarted) == straight[5:]
+    images, labels = _whole(pipeline.load(photographs, "train"))
+    data = pipeline.load(photographs, "train")
+    assert (labels == data.labels()).all()
+    for position in range(0, 30, 7):  # the centre square, by Pillow's own cropping and resizing
+        image = data.image(position)
+        side = min(image.size)
+        box = tuple((edge - side) / 2 for edge in image.size)
+        square = image.resize((16, 16), Image.Resampling.BILINEAR, box=(*box, box[0] + side, box[1] + side))
+        np.testing.assert_array_equal(images[position], np.asarray(square))
+
+
+def test_images_of_many_sizes_need_an_image_size(photographs):
+    with pytest.raises(ValueError, match="The images of photographs have many sizes: set image_size, such as 224"):
+        pipeline.load(replace(photographs, image_size=None), "train")
+
+
+def _with_bad(photographs, policy):
+    """The split, two of whose images have gone bad on the disk since it was prepared."""
+    data = pipeline.load(replace(photographs, bad_images=policy, max_shift=0, flip=False), "train")
+    records = [dict(data.selection.records[index]) for index in range(len(data))]
+    records[4]["image"], records[9]["image"] = records[4]["image"][:200], b"<html>"
+    return replace(data, selection=replace(data.selection, records=records))
+
+
+@pytest.mark.parametrize("policy", ["skip", "convert"])
+def test_an_image_left_out_is_named_once_replaced_in_training_and_masked_in_evaluation(photographs, policy, caplog):
+    data = _with_bad(photographs, policy)
+    batches = data.train_batches(10, seed=0, start_step=0)
+    shown = [next(batches) for _ in range(6)]  # two epochs
+    expected = {np.asarray(data.eval_transform(data.image(i))).tobytes() for i in range(30) if i not in (4, 9)}
+    assert {image.tobytes() for batch in shown for image in batch["image"]} == expected
+    assert len(caplog.messages) == 2 and caplog.messages[1].endswith("(2 so far)")
+    assert any("image 4 train/class0/12.jpg: cannot be decoded" in message for message in caplog.messages)
+    assert any("image 9 train/class0/27.png: not an image" in message for message in caplog.messages)
+    masks = np.concatenate([batch["mask"] for batch in data.eval_batches(16)])
+    assert np.flatnonzero(~masks).tolist() == [4, 9, 30, 31]
+    assert len(caplog.messages) == 4
+
+
+def test_under_raise_a_bad_image_stops_training_and_evaluation_by_its_name(photographs):
+    data = _with_bad(photographs, "raise")
+    with pytest.raises(ValueError, match="photographs train: image [49] train/class"):
+        for batch, _ in zip(data.train_batches(10, 0, 0), range(3), strict=False):
+            assert batch
+    with pytest.raises(ValueError, match="photographs train: image 4 "):
+        list(data.eval_batches(16))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("small"), np.random.default_rng(1)
+    labels = np.repeat(np.arange(5), 40)
+    rng.shuffle(labels)
+    np.savez(folder / "small.npz", images=rng.integers(1, 256, (200, 6, 6, 3), dtype=np.uint8), labels=labels)
+    builders.prepare("small", folder / "small.npz", folder)
+    return DataConfig("small", "label", (0.0,), (1.0,), max_shift=1, flip=True, directory=str(folder), in_memory=True)
+
+
+def test_batches_from_memory_hold_the_images_in_the_streams_order(small):
+    still = replace(small, max_shift=0, flip=False)
+    streamed = _bytes(_first_batches(replace(still, in_memory=False), 14))  # 200 images: more than two epochs
+    assert _bytes(_first_batches(still, 14)) == streamed
+
+
+def test_batches_from_memory_are_shifted_and_flipped_uniformly(small):
+    data = pipeline.load(small, "train")
+    originals = {}
+    for position in range(len(data)):
+        padded = np.pad(np.asarray(data.image(position)), ((1, 1), (1, 1), (0, 0)))
+        for case in range(18):
+            window = padded[case % 3 : case % 3 + 6, case // 3 % 3 : case // 3 % 3 + 6]
+            originals[(window[:, ::-1] if case > 8 else window).tobytes()] = case
+    counts = np.zeros(18)
+    for batch in _first_batches(small, 200):
+        for image in batch["image"]:
+            counts[originals[image.tobytes()]] += 1  # KeyError: not a shift, or not flipped
+    # 355 expected each; 18 cells: chi-squared with 17 degrees of freedom stays below 41 in 999 of 1,000 cases.
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 41
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_batches_from_memory_are_the_same_on_any_number_of_hosts_and_after_a_restart(small, hosts, monkeypatch):
+    whole = _first_batches(small, 9)
+    assert _bytes(_first_batches(small, 2, start=7)) == _bytes(whole[7:])
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+    parts = []
+    for host in range(hosts):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        parts.append(_first_batches(small, 9))
+    together = [{key: np.concatenate([part[step][key] for part in parts]) for key in whole[0]} for step in range(9)]
+    assert _bytes(together) == _bytes(whole)
+
+
+def test_parts_of_splits_are_tfds_parts(small):
+    labels = pipeline.load(small, "train").labels()
+    data = replace(small, train_split="train[:90%]", validation_split="train[180:]")
+    assert (pipeline.load(data, "train").labels() == labels[:180]).all()
+    assert (pipeline.load(data, "validation").labels() == labels[180:]).all()
+    with pytest.raises(ValueError, match=r"Unknown split of small: 'test'. Known: train; parts such as"):
+        pipeline.load(data, "test")
+    with pytest.raises(ValueError, match="is empty"):
+        pipeline.load(replace(small, train_split="train[200:]"), "train")
+
+
+def _reference_long_tail(labels, classes, factor):
+    """Cao et al.'s construction, https://github.com/kaidic/LDAM-DRW, imbalance_cifar.py, in its own global seed."""
+    np.random.seed(0)
+    chosen = []
+    for label, count in enumerate(int(len(labels) / classes * factor ** (c / (classes - 1.0))) for c in range(classes)):
+        of_class = np.where(np.array(labels) == label)[0]
+        np.random.shuffle(of_class)
+        chosen.extend(of_class[:count])
+    return chosen
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.02, 0.1, 1.0])
+def test_a_long_tail_holds_the_images_of_the_reference_construction(small, factor):
+    data = pipeline.load(replace(small, long_tail=1 / factor), "train")
+    expected = _reference_long_tail(pipeline.load(small, "train").labels(), 5, factor)
+    assert data.selection.indices.tolist() == expected
+    assert (data.labels() == pipeline.load(small, "train").labels()[expected]).all()
+
+
+def test_a_long_tail_is_the_same_images_whichever_of_their_labels_is_asked_for(config):
+    tail = replace(config, label="digit", long_tail=10.0)
+    superclass = pipeline.load(tail, "train", "closed_loop")
+    assert (superclass.selection.indices == pipeline.load(tail, "train").selection.indices).all()
+    assert (superclass.labels() == np.isin(pipeline.load(tail, "train").labels(), [0, 6, 8, 9])).all()
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
+def test_the_long_tails_of_cifar_have_the_published_counts_and_the_references_images():
+    counts = {10: [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50], 100: 10_847}
+    for classes in (10, 100):
+        with np.load(SHARED / f"cifar{classes}_train.npz") as file:
+            labels = file["labels"]
+        found = views.long_tail_indices(labels, classes, 100.0)
+        assert found.tolist() == _reference_long_tail(labels, classes, 0.01)
+        assert counts[classes] == (np.bincount(labels[found]).tolist() if classes == 10 else len(found))
+
+
+def test_synthetic_images_are_functions_of_their_index(tmp_path):
+    config = DataConfig("synthetic", "label", (0.0,), (1.0,), synthetic_images=50, synthetic_classes=7, image_size=12)
+    data = pipeline.load(config, "train")
+    assert (len(data), data.num_classes, data.image_shape) == (50, 7, (12, 12, 3))
+    images, labels = _whole(data)
+    assert len({image.tobytes() for image in images}) == 50
+    assert (labels == np.arange(50) % 7).all()
+    first = _first_batches(config, 1, batch_size=16)[0]
+    by_bytes = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    assert [by_bytes[image.tobytes()] for image in first["image"]] == first["label"].tolist()
+
+
+def test_five_parts_of_imagenet_are_balanced_and_disjoint():
+    sizes = {
+        "living_9": (9, 72),
+        "mixed_10": (10, 60),
+        "mixed_13": (13, 78),
+        "geirhos_16": (16, 32),
+        "big_12": (12, 240),
+    }
+    for name, (superclasses, total) in sizes.items():
+        part = views.superclasses(name)
+        assert (len(part.names), len(part.wnids), len(set(part.wnids))) == (superclasses, total, total)
+        assert set(np.bincount(part.superclass_of)) == {total // superclasses}

@@ -51,9 +51,12 @@ def test_two_steps_and_two_after_a_crash_equal_four_bit_for_bit(config, tmp_path
     resumed = loop.train(config, SITES, 5, tmp_path / "crashed", "resumed")
 
     assert _bits(resumed) == _bits(straight)
-    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("straight", "crashed")]
-    assert logs[0] == logs[1]
-    steps = [(line["step"], line["split"]) for line in map(json.loads, logs[0].splitlines())]
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("straight", "crashed")]
+    lines, resumed_lines = ([json.loads(line) for line in log] for log in logs)
+    waits = [line.pop("data_wait") for line in lines + resumed_lines if line["split"] == "train"]
+    assert len(waits) == 8 and all(0 < wait < 1 for wait in waits)
+    assert lines == resumed_lines
+    steps = [(line["step"], line["split"]) for line in lines]
     validations = [(step, "validation") for step in (0, 2, 4)]
     assert sorted(steps) == sorted(validations + [(step, "train") for step in range(4)])
 
@@ -74,7 +77,7 @@ def test_a_finished_run_is_not_trained_again(config, tmp_path, monkeypatch):
 def test_evaluation_counts_every_example_once_whatever_the_batch_size(config, tmp_path):
     trained = loop.train(replace(config, steps=2), SITES, 0, tmp_path, "run")
     data = loop.prepare(config, SITES).validation
-    images = np.stack([data._decoded(data.records[index])["image"] for index in range(len(data))])
+    images = np.stack([np.asarray(data.image(position))[..., None] for position in range(len(data))])
     logits = np.asarray(trained.predict(jax.numpy.asarray(images))[0], np.float64)
     labels = data.labels()
     log_sum = np.log(np.exp(logits).sum(axis=1))

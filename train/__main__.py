@@ -2,6 +2,10 @@
 
     python -m train run CONFIG [overrides]    train, probe and report; CONFIG is a file under configs/
     python -m train run CONFIG --help         what can be overridden, with types and defaults
+    python -m train prepare NAME [--from PATH] [--directory runs/data] [--bad-images raise|skip|convert]
+                                              a data set from its owner's files, class folders or an .npz file
+    python -m train data NAME [--directory runs/data]
+                                              splits, counts, class balance, a contact sheet; does every image decode?
     python -m train report FOLDER             write the report of a finished run again
     python -m train convert IN OUT [--model NAME] [--num-classes N]
                                               weights between .pth/.th/.pt, .safetensors and a run's checkpoints
@@ -27,7 +31,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-COMMANDS = ("run", "report", "convert", "crosscheck", "bench")
+COMMANDS = ("run", "prepare", "data", "report", "convert", "crosscheck", "bench")
 
 
 def main(arguments: list[str]) -> None:
@@ -48,6 +52,10 @@ def main(arguments: list[str]) -> None:
 def _dispatch(command: str, *arguments: str) -> None:
     if command not in COMMANDS:
         raise ValueError(f"Unknown command {command!r}. Known: {', '.join(COMMANDS)}.")
+    if command == "prepare":
+        return _prepare(arguments)
+    if command == "data":
+        return _data(arguments)
     if command == "convert":
         return _convert(arguments)
     if command == "crosscheck":
@@ -81,6 +89,32 @@ def _report(folder: Path) -> None:
     path = report.write(folder)
     print(report.table_text(report.summary(report.load(folder))))
     print(f"\nReport: {path}")
+
+
+def _prepare(arguments: tuple[str, ...]) -> None:
+    parser = _Parser("python -m train prepare", description="Writes TFDS array_record files; needs no TensorFlow.")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--from", dest="source", metavar="PATH", type=Path)
+    parser.add_argument("--directory", metavar="FOLDER", type=Path, default=Path("runs/data"))
+    parser.add_argument("--bad-images", choices=("raise", "skip", "convert"), default="convert")
+    given = parser.parse_args(arguments)
+    from train.data import builders
+
+    folder = builders.prepare(given.name, given.source, given.directory, given.bad_images)
+    print(f"{builders.bad_images_text(folder)}\n\nPrepared: {folder}")
+
+
+def _data(arguments: tuple[str, ...]) -> None:
+    parser = _Parser("python -m train data", description="Exit status 1 when an image does not decode.")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--directory", metavar="FOLDER", type=Path, default=Path("runs/data"))
+    given = parser.parse_args(arguments)
+    from train.data import survey
+
+    text, every_image_decodes = survey.survey(given.name, given.directory)
+    print(text)
+    if not every_image_decodes:
+        sys.exit(1)
 
 
 def _convert(arguments: tuple[str, ...]) -> None:

@@ -11,13 +11,25 @@ from vcreg_jax import Sites
 class DataConfig:
     """Which images, and which of their labels to train on."""
 
-    name: str  # of a data set in `train.data.builders`
+    name: str  # of a data set prepared under `directory`, of a part of one (`train.data.views`), or "synthetic"
     label: str  # the record's field that is the target
     mean: tuple[float, ...]  # of each channel, of pixels in 0..1
     std: tuple[float, ...]
     max_shift: int = 0  # pixels by which training images are moved at random along each axis
+    flip: bool = False  # mirror half of the training images
+    image_size: int | None = None  # pixels along a side of what the network sees; None: as stored
+    channels: Literal[1, 3] | None = None  # None: as stored
+    long_tail: float | None = None  # most over fewest training images of a class; `train.data.views`
+    train_split: str = "train"  # TFDS's names, parts such as "train[:90%]" among them
+    validation_split: str = "validation"
+    test_split: str = "test"
+    bad_images: Literal["raise", "skip", "convert"] = "convert"  # `train.data.images.Policy`
     directory: str = "runs/data"  # where prepared data sets lie
-    reader_threads: int = 2  # that read and decode records
+    in_memory: bool = False  # small images: decode once, then make whole batches at a time
+    reader_threads: int = 2  # that read and decode records, in each process
+    reader_processes: int = 0  # beside this one; 0: threads alone
+    synthetic_classes: int = 1000  # of "synthetic", as are its images
+    synthetic_images: int = 1_281_167
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,30 @@ class Bar:
         """Prints a line above the bar, on the first host."""
         if jax.process_index() == 0:
             self._console.print(f"{self._title}  {text}", highlight=False, soft_wrap=True)
+
+
+class DataWait:
+    """Batches, and the share of time for which their consumer waited for them."""
+
+    def __init__(self, batches: Iterator[Any]):
+        self._batches = batches
+        self._waited, self._since = 0.0, time.perf_counter()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        asked = time.perf_counter()
+        batch = next(self._batches)
+        self._waited += time.perf_counter() - asked
+        return batch
+
+    def share(self) -> float:
+        """Of the time since the last call, the share in `next`; with prefetching, what computing does not hide."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return share
 
 
 class Rate:

@@ -1,5 +1,6 @@
 """One supervised training run, read top to bottom."""
 
+import collections
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from train.augment import check_mix
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import pipeline
-from train.log import Bar, MetricsFile, Rate
+from train.log import Bar, DataWait, MetricsFile, Rate
 from train.model import Architecture, create_state, structure
 from train.optim import make_optimizer
 from train.step import Normalize, State, eval_sums, make_predict, make_train_step, weights_to_use
@@ -82,7 +83,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
             state = checkpoints.restore(start, like=state)
         start = start or 0
         metrics_file = MetricsFile(directory / "metrics.jsonl", start)
-        batches = run.data.train_batches(config.batch_size, seed, start)
+        batches = DataWait(device_batches(run.data.train_batches(config.batch_size, seed, start), run.mesh))
         accuracy = 0.0
         rate = Rate(config.batch_size)
         with Bar(title, config.steps, start) as bar:
@@ -98,9 +99,9 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     checkpoints.save(step, state)
                 if last:
                     break
-                state, metrics = train_step(state, meshes.to_devices(next(batches), run.mesh), seed)
+                state, metrics = train_step(state, next(batches), seed)
                 if step % config.log_every == 0:
-                    metrics_file.write(step, "train", metrics)
+                    metrics_file.write(step, "train", metrics | {"data_wait": batches.share()})
                     rate.update(step)
                     bar.update(step, f"loss {metrics['loss']:.4f}  {rate}")
     return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), accuracy)
@@ -117,5 +118,10 @@ def evaluate(predict: Predict, data: pipeline.Split, batch_size: int, mesh: Mesh
 
 
 def device_batches(batches: Iterator[pipeline.Batch], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """Batches as global arrays on the mesh."""
-    return (meshes.to_devices(batch, mesh) for batch in batches)
+    """Batches as global arrays on the mesh; the next two are on their way while one is used."""
+    on_their_way = collections.deque()
+    for batch in batches:
+        on_their_way.append(meshes.to_devices(batch, mesh))
+        if len(on_their_way) > 2:
+            yield on_their_way.popleft()
+    yield from on_their_way

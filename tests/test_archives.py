@@ -1,0 +1,86 @@
+import io
+import tarfile
+
+import pytest
+
+from train.data.archives import Files
+
+
+def tar(path, contents: dict[str, bytes], extra: tuple[tarfile.TarInfo, ...] = ()):
+    """Writes a tar archive; compressed if its name says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for member in extra:
+            archive.addfile(member)
+    return path
+
+
+def _member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (_member("../outside.jpg", tarfile.REGTYPE), r"leads out of it: '\.\./outside.jpg'"),
+        (_member("a/../../outside.jpg", tarfile.REGTYPE), "leads out of it"),
+        (_member("a\\..\\..\\outside.jpg", tarfile.REGTYPE), "leads out of it"),
+        (_member("/etc/passwd", tarfile.REGTYPE), "leads out of it: '/etc/passwd'"),
+        (_member("link.jpg", tarfile.SYMTYPE, "/etc/passwd"), "a link or a device: 'link.jpg'"),
+        (_member("link.jpg", tarfile.LNKTYPE, "a.jpg"), "a link or a device"),
+        (_member("null", tarfile.CHRTYPE), "a link or a device"),
+        (_member("disk", tarfile.BLKTYPE), "a link or a device"),
+        (_member("pipe", tarfile.FIFOTYPE), "a link or a device"),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_archives_that_reach_out_are_refused(tmp_path, member, message, nested):
+    path = tar(tmp_path / "set.tar", {"a.jpg": b"a"}, (member,))
+    if nested:
+        inner = path.read_bytes()
+        path.unlink()
+        tar(tmp_path / "outer.tar.gz", {"set.tar": inner})
+    with pytest.raises(ValueError, match=message):
+        list(Files(tmp_path))
+    assert not (tmp_path / "a.jpg").exists()  # nothing is ever unpacked
+
+
+@pytest.mark.parametrize("name", ["set.tar", "set.tar.gz"])
+def test_an_archive_that_is_cut_short_is_an_error_wherever_it_was_cut(tmp_path, name):
+    contents = {"a.jpg": bytes(range(256)) * 9, "b.jpg": b"b", "c.jpg": b"c" * 600}
+    path = tar(tmp_path / name, contents)
+    whole = path.read_bytes()
+    # Past the end marker of a plain archive comes padding, without which it is still whole.
+    cuts = {len(whole) * part // 40 for part in range(1, 40)} | {512, 512 + 2560, 512 + 2560 + 512}
+    last_byte = 512 + 2560 + 1024 + 512 + 1024 if name == "set.tar" else len(whole)
+    for cut in sorted(cut for cut in cuts if cut < last_byte):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=f"{name} is broken or cut short"):
+            [read() for _, read in Files(tmp_path)]
+    path.write_bytes(whole)
+    assert {found: read() for found, read in Files(tmp_path)} == contents
+
+
+def test_folders_archives_and_archives_in_archives_are_read_alike(tmp_path):
+    inner = tar(tmp_path / "x" / "n01.tar", {"n01_1.JPEG": b"one"}).read_bytes()
+    (tmp_path / "x" / "n01.tar").unlink()
+    tar(tmp_path / "big.tar.gz", {"./train/n01.tar": inner, "./val/2.jpg": b"two" * 5000})
+    tar(tmp_path / "small.tgz", {"labels/list.txt": b"list"})
+    (tmp_path / "x" / "plain.txt").write_bytes(b"plain")
+    found = {name: read() for name, read in Files(tmp_path)}
+    assert found == {
+        "x/plain.txt": b"plain",
+        "labels/list.txt": b"list",
+        "train/n01.tar/n01_1.JPEG": b"one",
+        "val/2.jpg": b"two" * 5000,
+    }
+    assert list(found)[:2] == ["x/plain.txt", "labels/list.txt"]  # small archives before large ones
+    assert Files(tmp_path).find("labels/list.txt", "2.jpg") == {"labels/list.txt": b"list", "2.jpg": b"two" * 5000}
+    with pytest.raises(FileNotFoundError, match="no ist.txt and no other.txt in"):
+        Files(tmp_path).find("ist.txt", "other.txt", "list.txt")

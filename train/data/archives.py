@@ -1,0 +1,112 @@
+"""The files that a user has, in folders or in tar archives, read without ever unpacking one."""
+
+import contextlib
+import gzip
+import io
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+LARGEST_FILE = 2**30  # bytes of one image or list of labels; more is no such thing
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+_GZIP = b"\x1f\x8b"
+
+Read = Callable[[], bytes]  # the contents; to be called before the next file is asked for
+
+
+@dataclass(frozen=True)
+class Files:
+    """All files under a folder, those in its archives included."""
+
+    root: Path
+
+    def __iter__(self) -> Iterator[tuple[str, Read]]:
+        """Paths with forward slashes, and readers: plain files by name, then archives by size, as they were written."""
+        paths = sorted(path for path in self.root.rglob("*") if path.is_file()) if self.root.is_dir() else [self.root]
+        archives = [path for path in paths if path.name.endswith(ARCHIVES)]
+        base = self.root if self.root.is_dir() else self.root.parent
+        for path in paths:
+            if not path.name.endswith(ARCHIVES):
+                yield path.relative_to(base).as_posix(), path.read_bytes
+        for path in sorted(archives, key=lambda path: path.stat().st_size):  # lists of labels lie in the small ones
+            yield from members(path)
+
+    def find(self, *suffixes: str) -> dict[str, bytes]:
+        """The contents of the files whose paths end so, by suffix; stops at the last of them.
+
+        Raises:
+          FileNotFoundError: naming those that are not there.
+        """
+        found: dict[str, bytes] = {}
+        for name, read in self:
+            for suffix in suffixes:
+                if suffix not in found and f"/{name}".endswith(f"/{suffix}"):
+                    found[suffix] = read()
+            if len(found) == len(suffixes):
+                return found
+        missing = [suffix for suffix in suffixes if suffix not in found]
+        raise FileNotFoundError(f"no {' and no '.join(missing)} in {self.root} or in an archive there")
+
+
+def members(path: Path) -> Iterator[tuple[str, Read]]:
+    """The files in a tar archive, and in archives in it, under `name.tar/`.
+
+    Raises:
+      ValueError: for an archive that is broken, or with a path that leads out of it, a link or a device.
+    """
+    with path.open("rb") as file:
+        yield from _members(file, path.name)
+        # Without the zeros that end an archive, `tarfile` takes one that was cut between two files for a shorter one.
+        file.seek(-min(512, path.stat().st_size), io.SEEK_END)
+        if not _compressed(path) and any(file.read()):
+            raise ValueError(f"The archive {path.name} is broken or cut short: its end is missing.")
+
+
+def _compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == _GZIP
+
+
+def _members(file: Any, archive: str) -> Iterator[tuple[str, Read]]:
+    compressed = file.peek(2)[:2] == _GZIP
+    stream = gzip.GzipFile(fileobj=file) if compressed else file
+    with _told_of(archive), tarfile.open(fileobj=stream, mode="r|") as tar:
+        for member in tar:
+            name = _checked(member, archive)
+            if name and name.endswith(ARCHIVES):
+                inner = tar.extractfile(member)
+                yield from ((f"{name}/{inside}", read) for inside, read in _members(inner, f"{archive}/{name}"))
+            elif name:
+                yield name, lambda member=member: _contents(tar, member, archive)
+        while compressed and stream.read(2**20):  # to the end, where a missing piece shows
+            pass
+
+
+@contextlib.contextmanager
+def _told_of(archive: str) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"The archive {archive} is broken or cut short: {error}.") from error
+
+
+def _checked(member: tarfile.TarInfo, archive: str) -> str | None:
+    """The path of a regular file, None for a folder."""
+    path = PurePosixPath(member.name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or path.drive:
+        raise ValueError(f"The archive {archive} has a path that leads out of it: {member.name!r}. It is refused.")
+    if not (member.isreg() or member.isdir()):
+        raise ValueError(f"The archive {archive} has a link or a device: {member.name!r}. It is refused.")
+    return path.as_posix() if member.isreg() else None
+
+
+def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: str) -> bytes:
+    if member.size > LARGEST_FILE:
+        raise ValueError(f"{member.name!r} in {archive} has {member.size:,} bytes: more than {LARGEST_FILE:,}.")
+    with _told_of(archive):
+        file = tar.extractfile(member)
+        assert file is not None  # it is a regular file
+        return file.read()

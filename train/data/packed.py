@@ -1,0 +1,115 @@
+"""Data sets in `.npz` files: arrays as anybody stores them, and two compact forms of images.
+
+Images are called `images`, `x` or `data`, labels `labels` or `y`; of several splits in one file, with the split before
+or after: `train_images`, `y_test`. Or there is one file a split, or `is_test` (n,) tells two splits apart. Class names
+may stand in `names`; further labels in `<field>_labels`, with `<field>_names`. In place of the images there may be
+
+- residuals: `resid` uint8 (planes, n, h, w), what is left of each plane when every pixel is predicted from its
+  neighbours by the median rule of LOCO-I (Weinberger, Seroussi & Sapiro, "The LOCO-I lossless image compression
+  algorithm", 2000); the planes are green, red - green and blue - green modulo 256, or grey alone;
+- JPEG files that share headers: `bytes` cut at `offsets`, each after the header `header_id` of those that `headers`,
+  cut at `header_offsets`, holds.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from train.data.sources import SPLIT_OF_FOLDER, Contents, Images, in_memory
+
+Arrays = dict[str, np.ndarray]
+SAME = {"x": "images", "data": "images", "y": "labels", "targets": "labels"}
+
+
+def read(paths: dict[str, Path]) -> Contents:
+    """The data set in one file, `{"": path}`, or in one for each split, `{"train": path, ...}`.
+
+    Raises:
+      ValueError: for files without images or labels, or that hold pickled objects.
+    """
+    splits: dict[str, tuple[Images, Arrays]] = {}
+    class_names: dict[str, list[str]] = {}
+    for split, path in paths.items():
+        fields = _load(path)
+        class_names |= {f"{name[:-5]}label": list(map(str, fields[name])) for name in fields if name.endswith("names")}
+        for found, of_split in _by_split(fields).items():
+            if "labels" not in of_split or not of_split.keys() & {"images", "resid", "bytes"}:
+                raise ValueError(f"{path} needs images and labels, such as x_train and y_train; it has {list(fields)}.")
+            splits |= _tables(split or found, of_split)
+    for field in next(iter(splits.values()))[1]:
+        most = max(int(labels[field].max()) for _, labels in splits.values())
+        class_names.setdefault(field, [str(label) for label in range(most + 1)])
+    return in_memory(class_names, splits)
+
+
+def residuals(planes: np.ndarray) -> np.ndarray:
+    """What is left of uint8 planes (..., h, w) when each pixel is predicted from left, upper and upper left."""
+    padded = np.pad(planes.astype(np.int16), [(0, 0)] * (planes.ndim - 2) + [(1, 0), (1, 0)])
+    return (planes - _predicted(padded[..., 1:, :-1], padded[..., :-1, 1:], padded[..., :-1, :-1])).astype(np.uint8)
+
+
+def restored(residual: np.ndarray) -> np.ndarray:
+    """The uint8 planes (..., h, w) of which these are the `residuals`."""
+    # Rows and columns lead, so that the pixels restored at once lie together in memory.
+    left_over = np.ascontiguousarray(np.moveaxis(residual, (-2, -1), (0, 1))).astype(np.int16)
+    height, width, *rest = left_over.shape
+    planes = np.zeros((height + 1, width + 1, *rest), np.int16)
+    for row in range(height):
+        for column in range(width):
+            predicted = _predicted(planes[row + 1, column], planes[row, column + 1], planes[row, column])
+            planes[row + 1, column + 1] = (left_over[row, column] + predicted) & 255
+    return np.moveaxis(planes[1:, 1:].astype(np.uint8), (0, 1), (-2, -1))
+
+
+def _predicted(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """The median of left, above and left + above - corner, zeros lying outside of the image."""
+    return np.clip(left + above - corner, np.minimum(left, above), np.maximum(left, above))
+
+
+def _load(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _by_split(fields: Arrays) -> dict[str, Arrays]:
+    """The fields of each split under their bare names; {"train": all} where none names a split."""
+    splits: dict[str, Arrays] = {}
+    for name, values in fields.items():
+        words = name.split("_")
+        split = next((SPLIT_OF_FOLDER[word] for word in (words[0], words[-1]) if word in SPLIT_OF_FOLDER), "train")
+        bare = "_".join(word for word in words if SPLIT_OF_FOLDER.get(word) != split) if name != "is_test" else name
+        splits.setdefault(split if name != "is_test" else "train", {})[SAME.get(bare, bare)] = values
+    return {split: arrays for split, arrays in splits.items() if split != "train" or "labels" in arrays} or splits
+
+
+def _tables(split: str, fields: Arrays) -> dict[str, tuple[Images, Arrays]]:
+    images = _images(fields)
+    labels = {name.removesuffix("s"): fields[name].reshape(-1) for name in fields if name.endswith("labels")}
+    if "is_test" not in fields:
+        return {split: (images, labels)}
+    rows = {"train": np.flatnonzero(fields["is_test"] == 0), "test": np.flatnonzero(fields["is_test"])}
+    return {
+        name: ([images[int(row)] for row in taken], {field: values[taken] for field, values in labels.items()})
+        for name, taken in rows.items()
+    }
+
+
+def _images(fields: Arrays) -> Images:
+    if "images" in fields:
+        images = fields["images"]
+        return images[..., None] if images.ndim == 3 else images
+    if "resid" in fields:
+        planes = restored(fields["resid"])
+        if len(planes) == 1:
+            return planes[0][..., None]
+        green, red, blue = planes
+        return np.stack([green + red, green, green + blue], axis=-1)
+    headers, bodies = (
+        [values[start:end].tobytes() for start, end in itertools.pairwise(cuts)]
+        for values, cuts in ((fields["headers"], fields["header_offsets"]), (fields["bytes"], fields["offsets"]))
+    )
+    return [headers[header] + body for header, body in zip(fields["header_id"], bodies, strict=True)]
