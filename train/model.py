@@ -1,7 +1,7 @@
 """From a config to a network: its structure, and its first state laid out on a mesh."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -44,7 +44,8 @@ class Architecture:
 def structure(architecture: Architecture) -> tuple[nnx.GraphDef, frozenset[Path]]:
     """The graphdef, and the paths of the parameters of normalization layers; nothing is allocated."""
     images = jax.ShapeDtypeStruct((1, *architecture.image_shape), jnp.float32)
-    nnx.eval_shape(lambda x: architecture.create(0)(x), images)  # here, if the network cannot take their size
+    plain = replace(architecture, sites=Sites())  # of one image a regularizer could make no groups
+    nnx.eval_shape(lambda x: plain.create(0)(x), images)  # here, if the network cannot take their size
     model = nnx.eval_shape(lambda: architecture.create(0))
     return split(model)[0], normalization_parameters(model)
 
@@ -52,6 +53,11 @@ def structure(architecture: Architecture) -> tuple[nnx.GraphDef, frozenset[Path]
 def create_state(architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> State:
     """The state before the first step, every array created where it lies on the mesh."""
     return _initializer(architecture, optimizer, mesh)(seed)
+
+
+def abstract_state(architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+    """`create_state` without a number: shapes, dtypes and shardings, also for a mesh of devices that are not there."""
+    return _initializer(architecture, optimizer, mesh).eval_shape(0)
 
 
 @functools.lru_cache
