@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from importlib import metadata
@@ -20,6 +17,7 @@ from train import loop, probe
 from train.config import Experiment, ProbeConfig
 from train.data import pipeline
 from train.features import extract
+from train.provenance import commit, hardware
 from vcreg_jax import Sites
 
 
@@ -151,29 +149,12 @@ def _description(config: Experiment, command: str, seconds: float) -> dict[str, 
         "probe_label": config.probe.label,
         "class_names": data.class_names,
         "command": command,
-        "hardware": _hardware(),
-        "commit": _commit(),
+        "hardware": hardware(),
+        "commit": commit(),
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")},
         "config": as_json(config),
         "wall_seconds": seconds,
     }
-
-
-def _hardware() -> str:
-    device = jax.devices()[0]
-    kind = platform.machine() if device.platform == "cpu" else device.device_kind
-    host = f", {os.cpu_count()} CPU cores" if device.platform == "cpu" else ""
-    return f"{jax.device_count()} x {device.platform} ({kind}){host}"
-
-
-def _commit() -> str:
-    try:
-        git = ["git", "-C", str(Path(__file__).parent)]
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.strip() + (" with changes" if changed.strip() else "")
 
 
 def _write_json(path: Path, value: Any) -> None:

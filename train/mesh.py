@@ -12,7 +12,7 @@ from train.config import MeshConfig
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """`devices`, or else all of all hosts, as a (data, fsdp) mesh of auto axes.
 
     Raises:

@@ -44,7 +44,7 @@ class Architecture:
 def structure(architecture: Architecture) -> tuple[nnx.GraphDef, frozenset[Path]]:
     """The graphdef, and the paths of the parameters of normalization layers; nothing is allocated."""
     images = jax.ShapeDtypeStruct((1, *architecture.image_shape), jnp.float32)
-    plain = replace(architecture, sites=Sites())  # of one image a regularizer could make no groups
+    plain = replace(architecture, sites=Sites())  # one image does not divide into a regularizer's groups
     nnx.eval_shape(lambda x: plain.create(0)(x), images)  # here, if the network cannot take their size
     model = nnx.eval_shape(lambda: architecture.create(0))
     return split(model)[0], normalization_parameters(model)

@@ -4,7 +4,7 @@ Compiles for any TPU topology on a machine with nothing but a CPU. Cycles are th
 the program's instructions: good for comparing two programs of one compiler, no measurement of time.
 """
 
-import dataclasses
+import json
 import math
 import os
 import re
@@ -12,6 +12,8 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,14 +22,20 @@ import optax
 from jax.sharding import Mesh
 
 from train import mesh as meshes
-from train.config import MeshConfig
+from train.config import Experiment, TrainConfig
+from train.experiment import as_json
 from train.model import Architecture, abstract_state, structure
+from train.optim import make_optimizer
+from train.provenance import commit
 from train.step import Normalize, make_train_step
+from vcreg_jax import Sites
 
 GIB = 2**30
 # What the compiler (libtpu 0.0.42.1) grants a program on one chip.
 HBM_BYTES = {"v4": 30.75 * GIB, "v5e": 15.75 * GIB, "v5p": 95.74 * GIB, "v6e": 31.25 * GIB}
-_COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
+_COLLECTIVES = (
+    "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class TooLarge:
     compile_seconds: float
 
 
-def topology_devices(topology: str) -> Sequence[jax.Device]:
+def topology_devices(topology: str) -> Sequence[Any]:
     """The devices of a TPU slice such as "v5e:4x4" or "v4:2x2x4", one a chip; they can be compiled for, not used.
 
     Raises:
@@ -66,7 +74,9 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     """
     generation, _, shape = topology.partition(":")
     if generation not in HBM_BYTES or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        raise ValueError(f"A topology is one of {', '.join(HBM_BYTES)}, a colon and chips, as v5e:4x4; got {topology!r}.")
+        raise ValueError(
+            f"A topology is one of {', '.join(HBM_BYTES)}, a colon and chips, as v5e:4x4; got {topology!r}."
+        )
     try:
         import libtpu  # noqa: F401
     except ModuleNotFoundError as error:
@@ -146,8 +156,114 @@ def _bytes(dtype: str, shape: str) -> int:
 
 
 def _needed_bytes(error: Exception) -> float:
-    found = re.search(r"Used ([\d.]+)([MG]) of|temporaries \(([\d.]+)([MG])\)", str(error))
+    found = re.search(r"Used ([\d.]+)([MGT]) of|temporaries \(([\d.]+)([MGT])\)", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
         raise error
     number, unit = found[1] or found[3], found[2] or found[4]
-    return float(number) * {"M": 2**20, "G": 2**30}[unit]
+    return float(number) * {"M": 2**20, "G": 2**30, "T": 2**40}[unit]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment's training step on a topology, found to be possible; nothing is compiled yet."""
+
+    name: str  # of the experiment
+    topology: str
+    train: TrainConfig
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    arms: dict[str, Sites]  # by name; the first, "identity", has no regularizer
+    mesh: Mesh
+    hbm_bytes: float  # of one chip
+    state_bytes: int  # on one chip: parameters, running statistics and the optimizer's state
+
+
+def plan(config: Experiment, topology: str, image_shape: tuple[int, int, int], num_classes: int) -> Plan:
+    """What `compile_arm` works with: the arms that regularize, and none.
+
+    Raises:
+      ValueError: without libtpu, for an unknown topology, a mesh or a batch that does not divide over its chips, or a
+        network that cannot take images of this shape.
+    """
+    train, arms = config.train, {name: sites for name, sites in config.arms.items() if sites != Sites()}
+    mesh = meshes.make_mesh(train.mesh, topology_devices(topology))
+    meshes.check_batch_size(train.batch_size, mesh)
+    architecture = Architecture(train.model, num_classes, image_shape, Sites())
+    leaves = jax.tree.leaves(abstract_state(architecture, _optimizer(architecture, train), mesh))
+    state_bytes = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    hbm_bytes = HBM_BYTES[topology.partition(":")[0]]
+    arms = {"identity": Sites()} | arms
+    return Plan(config.name, topology, train, image_shape, num_classes, arms, mesh, hbm_bytes, state_bytes)
+
+
+def compile_arm(plan: Plan, sites: Sites) -> Compiled | TooLarge:
+    """The plan's step with regularizers at `sites`."""
+    architecture = Architecture(plan.train.model, plan.num_classes, plan.image_shape, sites)
+    optimizer = _optimizer(architecture, plan.train)
+    return compile_step(architecture, optimizer, plan.train.batch_size, plan.mesh, plan.train.label_smoothing)
+
+
+def _optimizer(architecture: Architecture, train: TrainConfig) -> optax.GradientTransformation:
+    return make_optimizer(train.optimizer, train.steps, structure(architecture)[1])
+
+
+def heading(plan: Plan) -> str:
+    """What is to be compiled, as lines for a terminal."""
+    chips, images = plan.mesh.size, plan.train.batch_size
+    return (
+        f"{plan.name}: {plan.train.model.name}, {plan.train.model.dtype}, images of {plan.image_shape}, "
+        f"{plan.num_classes} classes\n"
+        f"{plan.topology}: {chips} chips of {plan.hbm_bytes / GIB:.2f} GiB, {images} images a step, "
+        f"{images // chips} a chip; state {plan.state_bytes / GIB:.2f} GiB a chip"
+    )
+
+
+def described(plan: Plan, found: Compiled | TooLarge, without: Compiled | TooLarge) -> str:
+    """What was found of one arm, as lines for a terminal; `without` is the same without a regularizer."""
+    if isinstance(found, TooLarge):
+        change = " or ".join(remedies(plan, found.needed_bytes))
+        return f"  DOES NOT FIT: needs {found.needed_bytes / GIB:.2f} GiB a chip. Change: {change}"
+    share = ""
+    if isinstance(without, Compiled) and found is not without:
+        share = f", {found.cycles / without.cycles - 1:+.1%} by the regularizer"
+    sent = [f"{each.count} {kind}, {each.result_bytes / 1e6:.1f} MB" for kind, each in found.collectives.items()]
+    return (
+        f"  fits: {found.total_bytes / GIB:.2f} GiB a chip, of which temporary {found.temporary_bytes / GIB:.2f}\n"
+        f"  cycles: {found.cycles:,} (estimated, without communication){share}; {found.operations:.3e} operations\n"
+        f"  collectives: {'; '.join(sent) or 'none'}\n"
+        f"  compiled in {found.compile_seconds:.0f} s"
+    )
+
+
+def remedies(plan: Plan, needed_bytes: float) -> list[str]:
+    """What to change for a step to fit that needs so much on a chip, most promising first."""
+    train, chips, options = plan.train, plan.mesh.size, []
+    per_chip = train.batch_size // chips
+    # What is no state grows with the batch; a tenth is kept for what does not shrink with it.
+    share = 0.9 * (plan.hbm_bytes - plan.state_bytes) / max(needed_bytes - plan.state_bytes, 1)
+    if images := min(int(per_chip * share), per_chip - 1):
+        options.append(f"--train.batch-size {images * chips}")
+    if train.mesh.fsdp < chips and plan.state_bytes > plan.hbm_bytes / 10:
+        options.append(f"--train.mesh.fsdp {min(chips, 4 * train.mesh.fsdp)}")
+    if train.model.dtype == "float32":
+        options.append("--train.model.dtype bfloat16")
+    return options or ["take a topology of more chips"]
+
+
+def write_json(plan: Plan, found: dict[str, Compiled | TooLarge], command: str, path: Path) -> None:
+    """Everything that was found, with the versions and the commit that it was found with."""
+    result = {
+        "command": command,
+        "commit": commit(),
+        "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax", "optax")},
+        "topology": plan.topology,
+        "chips": plan.mesh.size,
+        "train": as_json(plan.train),
+        "image_shape": plan.image_shape,
+        "num_classes": plan.num_classes,
+        "hbm_bytes": plan.hbm_bytes,
+        "state_bytes": plan.state_bytes,
+        "arms": {name: {"sites": as_json(plan.arms[name]), **as_json(arm)} for name, arm in found.items()},
+        "fits": all(isinstance(arm, Compiled) for arm in found.values()),
+    }
+    path.write_text(json.dumps(result, indent=2) + "\n")

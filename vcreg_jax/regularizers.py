@@ -194,7 +194,7 @@ class VCReg:
         return lax.dot_general(centred(h, mean), pull, over_features, preferred_element_type=cov.dtype)
 
     def _stride(self, h: Array, axes: tuple[str, ...]) -> int:
-        return sampling.stride(h, self.sample, num_shards(axes))
+        return sampling.stride(h.shape, self.sample, num_shards(axes))
 
     def _pull(self, cov: Array, n: int) -> Array:
         """M, the symmetric matrix with `gradient = x @ M`, from the covariance of n samples."""

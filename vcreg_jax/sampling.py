@@ -15,12 +15,12 @@ from jaxtyping import Float
 ROWS_PER_FEATURE = 4
 
 
-def stride(h: Array, most: int, shards: int = 1) -> int:
+def stride(shape: tuple[int, ...], most: int, shards: int = 1) -> int:
     """The largest stride up to `most` that leaves at least `ROWS_PER_FEATURE` rows a feature; 1 if none does.
 
-    The rows are those of `h` and of as many more on the other shards of a `shard_map`.
+    The rows are those of features of `shape` and as many more on each other shard of a `shard_map`.
     """
-    batch, *positions, d = h.shape
+    batch, *positions, d = shape
     if not positions:
         return 1
 
@@ -50,4 +50,3 @@ def put_back(
 
 def _first(size: int, stride: int) -> int:
     return max(size - 1, 0) % stride // 2
-
