@@ -241,7 +241,7 @@ def remedies(plan: Plan, needed_bytes: float) -> list[str]:
     per_chip = train.batch_size // chips
     # What is no state grows with the batch; a tenth is kept for what does not shrink with it.
     share = 0.9 * (plan.hbm_bytes - plan.state_bytes) / max(needed_bytes - plan.state_bytes, 1)
-    if images := min(int(per_chip * share), per_chip - 1):
+    if (images := min(int(per_chip * share), per_chip - 1)) > 0:
         options.append(f"--train.batch-size {images * chips}")
     if train.mesh.fsdp < chips and plan.state_bytes > plan.hbm_bytes / 10:
         options.append(f"--train.mesh.fsdp {min(chips, 4 * train.mesh.fsdp)}")

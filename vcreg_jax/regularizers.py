@@ -142,14 +142,13 @@ class VCReg:
             return cast(Array, jax.sharding.auto_axes(self._penalty, out_sharding=PartitionSpec())(h))
 
     def _penalty(self, h: Array) -> Array:
-        axes = shard_axes(h)
+        h, axes = sampling.keep(h, self._stride(h)), shard_axes(h)
         if self.scope == "global":
             return self._penalty_of(h, axes)
         mean = jax.vmap(self._penalty_of)(in_groups(h, self.scope)).mean()
         return lax.pmean(mean, axes) if axes else mean
 
     def _penalty_of(self, h: Array, axes: tuple[str, ...] = ()) -> Array:
-        h = sampling.keep(h, self._stride(h, axes))
         n, d = num_samples(h, axes), h.shape[-1]
         if n < 2:
             return jnp.zeros((), statistics_dtype(h))
@@ -175,16 +174,16 @@ class VCReg:
             return cast(Array, jax.sharding.auto_axes(gradient, out_sharding=spec)(h))
 
     def _gradient(self, h: Array, samples_spec: PartitionSpec | None = None) -> Array:
+        if (stride := self._stride(h)) > 1:
+            rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
+            of_kept = replace(self, sample=1)._gradient(sampling.keep(h, stride), rows)
+            return sampling.put_back(of_kept, h.shape, stride)
         if self.scope == "global":
             return self._gradient_of(h, shard_axes(h), samples_spec)
         one_group = functools.partial(self._gradient_of, axes=(), samples_spec=PartitionSpec())
         return jax.vmap(one_group)(in_groups(h, self.scope)).reshape(h.shape) / self.scope
 
     def _gradient_of(self, h: Array, axes: tuple[str, ...], samples_spec: PartitionSpec | None) -> Array:
-        if (stride := self._stride(h, axes)) > 1:
-            rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
-            of_kept = replace(self, sample=1)._gradient_of(sampling.keep(h, stride), axes, rows)
-            return sampling.put_back(of_kept, h.shape, stride)
         n = num_samples(h, axes)
         if n < 2:
             return jnp.zeros(h.shape, statistics_dtype(h))
@@ -193,8 +192,10 @@ class VCReg:
         over_features = (((h.ndim - 1,), (0,)), ((), ()))
         return lax.dot_general(centred(h, mean), pull, over_features, preferred_element_type=cov.dtype)
 
-    def _stride(self, h: Array, axes: tuple[str, ...]) -> int:
-        return sampling.stride(h.shape, self.sample, num_shards(axes))
+    def _stride(self, h: Array) -> int:
+        if self.scope == "global":
+            return sampling.stride(h.shape, self.sample, num_shards(shard_axes(h)))
+        return sampling.stride(shape_in_groups(h, self.scope)[1:], self.sample)
 
     def _pull(self, cov: Array, n: int) -> Array:
         """M, the symmetric matrix with `gradient = x @ M`, from the covariance of n samples."""
