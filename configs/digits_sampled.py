@@ -5,7 +5,7 @@ Ours   see docs/sampled.md (n = 3 seeds)
 Run    python -m train run configs/digits_sampled.py
 Cost   about 4 minutes on 2 CPU cores
 
-The first stage's maps are 4x4: `sample=4` keeps one position of sixteen, 128 rows for its 32 features, which is as few as
+The first stage's maps are 4x4: `sample=4` keeps one position of sixteen, 128 rows for 32 features, as few as
 the rule allows. The second stage, 2x2 and 64 wide, is exact.
 """
 
