@@ -164,7 +164,7 @@ class VCReg:
         return self.alpha * variance_term + self.beta * scale * costs.sum() / (d * (d - 1))
 
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h)` in closed form, in float32 or wider."""
+        """The gradient of `penalty(h)` in closed form, in float32 or wider; of a sample in the dtype of `h`."""
         if (explicit := explicit_sharding(h)) is None:
             return self._gradient(h)
         # Explicit axes leave a contraction over a split axis to the author; here the compiler may choose.
@@ -177,7 +177,8 @@ class VCReg:
         if (stride := self._stride(h)) > 1:
             rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
             of_kept = replace(self, sample=1)._gradient(sampling.keep(h, stride), rows)
-            return sampling.put_back(of_kept, h.shape, stride)
+            # A TPU writes the whole map to memory: not in float32, since the sum with the incoming gradient is rounded.
+            return sampling.put_back(of_kept.astype(h.dtype), h.shape, stride)
         if self.scope == "global":
             return self._gradient_of(h, shard_axes(h), samples_spec)
         one_group = functools.partial(self._gradient_of, axes=(), samples_spec=PartitionSpec())

@@ -41,13 +41,11 @@ def put_back(
     kept: Float[Array, "batch *kept d"], shape: tuple[int, ...], stride: int
 ) -> Float[Array, "batch *positions d"]:
     """The transpose of `keep`: `kept` at the positions it came from in an array of `shape`, zeros elsewhere."""
-    full, is_kept = kept, jnp.ones((1,) * len(shape), bool)
-    # By repetition and selection, which fuse with the addition that follows; XLA writes what it pads to memory.
-    for axis, size in enumerate(shape[1:-1], start=1):
-        full = lax.slice_in_dim(jnp.repeat(full, stride, axis), 0, size, axis=axis)
-        position = lax.broadcasted_iota(jnp.int32, tuple(size if a == axis else 1 for a in range(len(shape))), axis)
-        is_kept = is_kept & (position % stride == _first(size, stride))
-    return jnp.where(is_kept, full, 0)
+    padding = [(0, 0, 0)]
+    for size, count in zip(shape[1:-1], kept.shape[1:-1], strict=True):
+        first = _first(size, stride)
+        padding.append((first, size - first - (count - 1) * stride - 1, stride - 1))
+    return lax.pad(kept, jnp.zeros((), kept.dtype), (*padding, (0, 0, 0)))
 
 
 def _first(size: int, stride: int) -> int:
