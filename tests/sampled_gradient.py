@@ -24,7 +24,7 @@ from vcreg_jax import sampling
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 RESULT = Path(__file__).parent.parent / "docs/results/sampled_gradient.json"
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
-IMAGES, BATCHES, STRIDES = 64, 8, (2, 4)
+IMAGES, BATCHES, STRIDES = 64, 1, (2, 4)
 
 
 class Recording:
