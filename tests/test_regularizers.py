@@ -393,6 +393,13 @@ def test_sums_over_samples_are_float32_or_the_hinge_would_not_see_a_variance_of_
     assert relative_error(ours, torch_gradient(np.asarray(h, np.float64), 256.0, 0.0, 1e-6)) < 3 * ulp
 
 
+@pytest.mark.parametrize("reg", [vc.VCReg(), vc.VCReg(paper_scale=True)])
+def test_divisors_beyond_int32_are_no_integers(reg):
+    h = np.random.default_rng(0).normal(size=(2**31 // 256**2 + 400, 256))  # d (d - 1) (n - 1) > 2^31
+    beta = 0.08 * (len(h) - 1 if reg.paper_scale else 1)
+    assert relative_error(added(reg, jnp.asarray(h, jnp.float32)), torch_gradient(h, beta=beta)) < 1e-3
+
+
 def test_sums_over_many_float16_samples_do_not_overflow():
     h = jnp.asarray(features((40000, 4)) * 1.5).astype("float16")  # sums of squares beyond 65504
     reg = vc.VCReg().scaled(2.0**15)  # against underflow, as one trains in float16

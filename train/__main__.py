@@ -14,9 +14,11 @@
                                               what regularizers cost, beside the paper's Table 1 and PyTorch
     python -m train bench roofline            VCReg's extra time, layer by layer, over what the device's speed implies
     python -m train bench dispatch            Python's time for each call of the training step
+    python -m train preflight CONFIG --topology v5e:4x4 [--image-shape H W C] [--num-classes N] [--json FILE]
+                              [overrides]     compile the training step for TPUs that are not there: does it fit?
 
 Wrong input ends with one line and exit status 2; --traceback before the command shows where it came from.
-A cross-check that fails ends with exit status 1.
+A cross-check that fails, and a step that does not fit, end with exit status 1.
 """
 
 import argparse
@@ -31,7 +33,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-COMMANDS = ("run", "prepare", "data", "report", "convert", "crosscheck", "bench")
+COMMANDS = ("run", "prepare", "data", "report", "convert", "crosscheck", "bench", "preflight")
 
 
 def main(arguments: list[str]) -> None:
@@ -62,6 +64,8 @@ def _dispatch(command: str, *arguments: str) -> None:
         return _crosscheck(arguments)
     if command == "bench":
         return _bench(arguments)
+    if command == "preflight":
+        return _preflight(arguments)
     if not arguments or arguments[0].startswith("-"):
         what = "a config file, such as configs/digits.py" if command == "run" else "a run folder, such as runs/digits"
         raise ValueError(f"`python -m train {command}` needs {what}.")
@@ -154,6 +158,41 @@ def _bench(arguments: tuple[str, ...]) -> None:
     parser.add_argument("--torch", action="store_true", help="PyTorch's table beside ours (table1)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/WHAT_PLATFORM.json")
     bench.run(parser.parse_args(arguments), shlex.join(["python", "-m", "train", "bench", *arguments]))
+
+
+def _preflight(arguments: tuple[str, ...]) -> None:
+    description = "Without a shape of the images the data set is asked."
+    parser = _Parser("python -m train preflight", description=description, allow_abbrev=False)
+    parser.add_argument("config", metavar="CONFIG", type=Path)
+    parser.add_argument("--topology", metavar="v5e:4x4", required=True)
+    parser.add_argument("--image-shape", metavar=("H", "W", "C"), type=int, nargs=3)
+    parser.add_argument("--num-classes", metavar="N", type=int)
+    parser.add_argument("--json", metavar="FILE", type=Path)
+    given, overrides = parser.parse_known_args(arguments)
+    config = _overridden(_load_config(given.config), tuple(overrides))
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # also where there are chips, which may be at work
+    from train import preflight
+
+    image_shape, num_classes = given.image_shape, given.num_classes
+    if not (image_shape and num_classes):
+        from train.data import pipeline
+
+        data = pipeline.load(config.train.data, "train")
+        image_shape, num_classes = image_shape or data.image_shape, num_classes or data.num_classes
+    height, width, channels = image_shape
+    plan = preflight.plan(config, given.topology, (height, width, channels), num_classes)
+    print(preflight.heading(plan), flush=True)
+    found = {}
+    for name, sites in plan.arms.items():
+        found[name] = preflight.compile_arm(plan, sites)
+        print(f"\n{name}\n{preflight.described(plan, found[name], found['identity'])}", flush=True)
+        if given.json:
+            command = shlex.join(["python", "-m", "train", "preflight", *arguments])
+            preflight.write_json(plan, found, command, given.json)
+    if not all(isinstance(arm, preflight.Compiled) for arm in found.values()):
+        sys.exit(1)
 
 
 class _Parser(argparse.ArgumentParser):

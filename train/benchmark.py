@@ -31,6 +31,7 @@ DTYPES = ("float32", "bfloat16")
 PHASES = ("forward+backward", "training step")
 NUM_CLASSES = 1000
 GROUPS = 4  # of the column with group scope
+SAMPLE = 4  # of the sampled column: every 4th row and column of a map
 SEED = 0
 AGAIN = "identity again"  # the same program a second time in every round: what no difference looks like
 
@@ -49,7 +50,6 @@ def barrier(h: jax.Array, /) -> jax.Array:
 
 # A regularizer also stops the compiler from fusing what is before a block's end with what is behind it, which can gain
 # or lose more than the regularizer costs; "barrier" does that alone, so that the two can be told apart.
-# A column for VCReg from a part of the rows, once `VCReg` has a field for it, is one line more.
 COLUMNS: dict[str, vc.Regularizer] = {
     "identity": vc.identity,
     "barrier": barrier,
@@ -57,6 +57,7 @@ COLUMNS: dict[str, vc.Regularizer] = {
     "naive": vc.explicit(REG),
     "BatchNorm": batch_norm,
     "VCReg, groups": vc.VCReg(alpha=REG.alpha, beta=REG.beta, scope=GROUPS),
+    "VCReg, sampled": vc.VCReg(alpha=REG.alpha, beta=REG.beta, sample=SAMPLE),
 }
 NORMALIZE = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 OPTIMIZER = OptimizerConfig(AdamW(weight_decay=0.05), Cosine(1e-4, warmup_steps=10))

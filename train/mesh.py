@@ -1,6 +1,7 @@
 """Devices in a mesh of two axes, `data` and `fsdp`, and how batches and states lie on it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,20 +12,21 @@ from train.config import MeshConfig
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """All devices of all hosts as a (data, fsdp) mesh of auto axes.
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """`devices`, or else all of all hosts, as a (data, fsdp) mesh of auto axes.
 
     Raises:
       ValueError: when the sizes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    data = devices // config.fsdp if config.data == -1 else config.data
-    if data * config.fsdp != devices:
+    count = jax.device_count() if devices is None else len(devices)
+    data = count // config.fsdp if config.data == -1 else config.data
+    if data * config.fsdp != count:
         raise ValueError(
-            f"The mesh needs data * fsdp = {devices} devices, got data={config.data}, fsdp={config.fsdp}. "
+            f"The mesh needs data * fsdp = {count} devices, got data={config.data}, fsdp={config.fsdp}. "
             "Use data=-1 to take what fsdp leaves."
         )
-    return jax.make_mesh((data, config.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    auto = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, config.fsdp), ("data", "fsdp"), axis_types=auto, devices=devices)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -59,6 +59,13 @@ def create_state(
     return _initializer(architecture, optimizer, mesh, with_ema)(seed)
 
 
+def abstract_state(
+    architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, with_ema: bool = False
+) -> State:
+    """`create_state` without a number: shapes, dtypes and shardings, also for a mesh of devices that are not there."""
+    return _initializer(architecture, optimizer, mesh, with_ema).eval_shape(0)
+
+
 @functools.lru_cache
 def _initializer(
     architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, with_ema: bool

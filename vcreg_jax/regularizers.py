@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
+from vcreg_jax import sampling
 from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, pytree
 from vcreg_jax.statistics import (
     centred,
@@ -26,6 +27,7 @@ from vcreg_jax.statistics import (
     in_groups,
     mean_and_covariance,
     num_samples,
+    num_shards,
     shape_in_groups,
     shard_axes,
     statistics_dtype,
@@ -72,6 +74,12 @@ class VCReg:
     the result has the dtype of `h`. Zero variance is finite by `eps`; NaN passes through. With n < 2 the
     penalty is 0 and with d < 2 its covariance term is, with a warning.
 
+    With `sample=k` only every k-th index along each axis of positions (all sample axes but the first) is looked at:
+    n, x and C above are those of these rows, and the others receive nothing. That is the exact gradient of the
+    penalty of these rows, and an estimate of the whole map's: averaged over the k^2 ways to place the rows, `x @ M`
+    with M held is the exact one but for a factor (n - 1) / (n - k^2), and M is that of an unbiased estimate of C.
+    Where fewer than 4 d rows would be left k is made smaller, down to 1 (`sampling`).
+
     The weights assume a task loss that is a mean over the whole batch. Loss scaling and gradient accumulation
     do not rescale this term by themselves: use `scaled`. Inside `shard_map` the term is the gradient of the
     whole batch's penalty with respect to the shard's rows, so differentiate a `pmean` of the shards' losses.
@@ -95,6 +103,7 @@ class VCReg:
     eps: float = 1e-4  # added to variances under the square root
     scope: Literal["global"] | int = "global"  # whose statistics: the whole batch's, or each of k groups' of rows
     paper_scale: bool = False  # covariance gradient times n - 1, as Algorithm 1 prints it
+    sample: int = 1  # of each axis of positions only every `sample`-th index counts; 1: all
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
@@ -108,6 +117,8 @@ class VCReg:
         whole = isinstance(self.scope, int) and not isinstance(self.scope, bool) and self.scope >= 1
         if self.scope != "global" and not whole:
             raise ValueError(f'VCReg needs scope="global" or a number of groups >= 1, got {self.scope!r}.')
+        if not isinstance(self.sample, int) or isinstance(self.sample, bool) or self.sample < 1:
+            raise ValueError(f"VCReg needs sample >= 1, a whole number (1 for no sampling), got {self.sample!r}.")
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
         """`h` itself; the backward pass adds `gradient(h)`."""
@@ -131,7 +142,7 @@ class VCReg:
             return cast(Array, jax.sharding.auto_axes(self._penalty, out_sharding=PartitionSpec())(h))
 
     def _penalty(self, h: Array) -> Array:
-        axes = shard_axes(h)
+        h, axes = sampling.keep(h, self._stride(h)), shard_axes(h)
         if self.scope == "global":
             return self._penalty_of(h, axes)
         mean = jax.vmap(self._penalty_of)(in_groups(h, self.scope)).mean()
@@ -153,7 +164,7 @@ class VCReg:
         return self.alpha * variance_term + self.beta * scale * costs.sum() / (d * (d - 1))
 
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h)` in closed form, in float32 or wider."""
+        """The gradient of `penalty(h)` in closed form, in float32 or wider; of a sample in the dtype of `h`."""
         if (explicit := explicit_sharding(h)) is None:
             return self._gradient(h)
         # Explicit axes leave a contraction over a split axis to the author; here the compiler may choose.
@@ -163,6 +174,11 @@ class VCReg:
             return cast(Array, jax.sharding.auto_axes(gradient, out_sharding=spec)(h))
 
     def _gradient(self, h: Array, samples_spec: PartitionSpec | None = None) -> Array:
+        if (stride := self._stride(h)) > 1:
+            rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
+            of_kept = replace(self, sample=1)._gradient(sampling.keep(h, stride), rows)
+            # A TPU writes the whole map to memory: not in float32, since the sum with the incoming gradient is rounded.
+            return sampling.put_back(of_kept.astype(h.dtype), h.shape, stride)
         if self.scope == "global":
             return self._gradient_of(h, shard_axes(h), samples_spec)
         one_group = functools.partial(self._gradient_of, axes=(), samples_spec=PartitionSpec())
@@ -177,15 +193,21 @@ class VCReg:
         over_features = (((h.ndim - 1,), (0,)), ((), ()))
         return lax.dot_general(centred(h, mean), pull, over_features, preferred_element_type=cov.dtype)
 
+    def _stride(self, h: Array) -> int:
+        if self.scope == "global":
+            return sampling.stride(h.shape, self.sample, num_shards(shard_axes(h)))
+        return sampling.stride(shape_in_groups(h, self.scope)[1:], self.sample)
+
     def _pull(self, cov: Array, n: int) -> Array:
         """M, the symmetric matrix with `gradient = x @ M`, from the covariance of n samples."""
         d = cov.shape[-1]
         variances = jnp.diagonal(cov) + self.eps
         hinge = jnp.where(variances < 1.0, lax.rsqrt(variances), 0.0)
-        to_unit_variance = jnp.asarray(self.alpha, cov.dtype) / (d * (n - 1)) * hinge
+        # Divisors are floats: as integers, those of 400,000 samples would overflow int32.
+        to_unit_variance = jnp.asarray(self.alpha, cov.dtype) / float(d * (n - 1)) * hinge
         scale = 1 if self.paper_scale else n - 1
         off = cov if self.delta is None else jnp.clip(cov, -self.delta, self.delta)
-        to_zero_covariance = 4 * jnp.asarray(self.beta, cov.dtype) / (max(d * (d - 1), 1) * scale) * off
+        to_zero_covariance = 4 * jnp.asarray(self.beta, cov.dtype) / float(max(d * (d - 1), 1) * scale) * off
         return jnp.where(jnp.eye(d, dtype=bool), -to_unit_variance[:, None], to_zero_covariance)
 
 

@@ -30,7 +30,7 @@ def shard_axes(h: Array) -> tuple[str, ...]:
 
 def num_samples(h: Array, axes: tuple[str, ...] = ()) -> int:
     """The product of all axes but the last, times the number of shards over `axes`."""
-    return math.prod(h.shape[:-1]) * _num_shards(axes)
+    return math.prod(h.shape[:-1]) * num_shards(axes)
 
 
 def in_groups(h: Float[Array, "batch *rest d"], groups: int) -> Float[Array, "groups rows *rest d"]:
@@ -45,7 +45,7 @@ def shape_in_groups(h: Float[Array, "batch *rest d"], groups: int) -> tuple[int,
       ValueError: when the whole batch's leading axis does not divide into `groups`, or a group would straddle
         two shards of a `shard_map`.
     """
-    shards = _num_shards(shard_axes(h))
+    shards = num_shards(shard_axes(h))
     batch = h.shape[0] * shards
     if batch % groups or groups % shards:
         raise ValueError(
@@ -143,7 +143,8 @@ def explicit_sharding(h: Array) -> tuple[AbstractMesh, PartitionSpec] | None:
     return (sharding.mesh, sharding.spec) if explicit else None
 
 
-def _num_shards(axes: tuple[str, ...]) -> int:
+def num_shards(axes: tuple[str, ...]) -> int:
+    """How many shards lie along the `axes` of an enclosing `shard_map`."""
     return lax.axis_size(axes) if axes else 1
 
 

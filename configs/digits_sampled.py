@@ -1,0 +1,23 @@
+"""`digits` with a third arm, VCReg from a sample of the positions: does the probe feel the difference?
+
+Paper  nothing: the sampled form is ours
+Ours   see docs/sampled.md (n = 2 of 3 seeds)
+Run    python -m train run configs/digits_sampled.py
+Cost   about 4 minutes on 2 CPU cores
+
+The first stage's maps are 4x4: `sample=4` keeps one position of sixteen, 128 rows for 32 features, as few as
+the rule allows. The second stage, 2x2 and 64 wide, is exact.
+"""
+
+from dataclasses import replace
+
+from configs import digits
+from train.config import Experiment
+from vcreg_jax import Sites, VCReg
+
+
+def get_config() -> Experiment:
+    """Baseline, exact and sampled, three seeds each."""
+    config = digits.get_config()
+    sampled = Sites(block=VCReg(alpha=1.28, beta=0.16, sample=4))
+    return replace(config, name="digits_sampled", arms=config.arms | {"VCReg sampled": sampled}, seeds=(0, 1, 2))
