@@ -8,6 +8,7 @@ Run    apt-get install dataset-fashion-mnist; python -m train prepare fashion_mn
 Cost   at 115 images/s, which is what 2 CPU cores shared with much else gave, 16 minutes an arm and the probe beside
 """
 
+from train.augment import AugmentConfig
 from train.config import AdamW, Cosine, DataConfig, Experiment, ModelConfig, OptimizerConfig, ProbeConfig, TrainConfig
 from vcreg_jax import Sites, VCReg
 
@@ -19,8 +20,7 @@ def get_config() -> Experiment:
         label="label",
         mean=(0.2860,),
         std=(0.3530,),
-        max_shift=2,
-        flip=True,
+        augment=AugmentConfig(max_shift=2, flip=0.5),
         train_split="train[:55000]",
         validation_split="train[55000:]",
         in_memory=True,

@@ -10,8 +10,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from configs import digits
+from train.augment import AugmentConfig, EvalTransformConfig
 from train.config import DataConfig
 from train.data import builders, pipeline, views
+
+
+def square(size):
+    return EvalTransformConfig(size, size)
+
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -20,7 +26,7 @@ SHARED = ROOT.parent / "shared" / "data"
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     # With random shifts, so that what is compared between streams includes their random draws.
-    return replace(digits.get_config().train.data, max_shift=1, directory=str(tmp_path_factory.mktemp("data")))
+    return replace(digits.get_config().train.data, in_memory=False, directory=str(tmp_path_factory.mktemp("data")))
 
 
 def _whole(split: pipeline.Split) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +64,7 @@ def test_preparing_and_reading_need_no_tensorflow(tmp_path):
     program = f"""
 import sys
 from train.data import builders, pipeline
+from train.augment import AugmentConfig, EvalTransformConfig
 from train.config import DataConfig
 split = pipeline.load(DataConfig("digits", "digit", (0.0,), (1.0,), directory={str(tmp_path)!r}), "test")
 print(next(split.train_batches(8, seed=0, start_step=0))["image"].dtype, "tensorflow" in sys.modules)
@@ -73,7 +80,7 @@ def _first_batches(config, count, batch_size=32, start=0, threads=2):
 
 
 def test_an_epoch_shows_every_image_once_and_the_next_in_another_order(config):
-    config = replace(config, max_shift=0)
+    config = replace(config, augment=AugmentConfig())
     images, _ = _whole(pipeline.load(config, "train"))
     seen = np.concatenate([batch["image"] for batch in _first_batches(config, 2 * len(images) // 32 + 1)])
     as_rows = [image.tobytes() for image in images]
@@ -115,7 +122,7 @@ def test_the_hosts_parts_put_together_are_the_one_hosts_batches(config, hosts, m
 def test_unknown_names_are_answered_with_the_known_ones(config):
     with pytest.raises(ValueError, match="Data set 'digit' is not prepared under .* Known: digits, cifar10"):
         builders.prepared("digit", config.directory)
-    with pytest.raises(ValueError, match="Unknown label of digits: 'fine'. Known: digit, closed_loop"):
+    with pytest.raises(ValueError, match="Unknown label of digits: 'fine'. Known: closed_loop, digit"):
         pipeline.load(config, "train", "fine")
     with pytest.raises(ValueError, match="Unknown split of digits: 'val'. Known: train, validation, test"):
         pipeline.load(config, "val")
@@ -132,7 +139,13 @@ def photographs(tmp_path_factory):
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
     builders.prepare("photographs", folder / "from", folder / "data", "raise")
     return DataConfig(
-        "photographs", "label", (0.0,), (1.0,), image_size=16, max_shift=3, flip=True, directory=str(folder / "data")
+        "photographs",
+        "label",
+        (0.0,),
+        (1.0,),
+        evaluation=square(16),
+        augment=AugmentConfig(max_shift=3, flip=0.5),
+        directory=str(folder / "data"),
     )
 
 
@@ -157,14 +170,14 @@ def test_photographs_of_any_size_come_alike_with_and_without_reader_processes(ph
         np.testing.assert_array_equal(images[position], np.asarray(square))
 
 
-def test_images_of_many_sizes_need_an_image_size(photographs):
-    with pytest.raises(ValueError, match="The images of photographs have many sizes: set image_size, such as 224"):
-        pipeline.load(replace(photographs, image_size=None), "train")
+def test_images_of_many_sizes_need_a_crop(photographs):
+    with pytest.raises(ValueError, match="The images of photographs have many sizes: set evaluation.resize and"):
+        pipeline.load(replace(photographs, evaluation=EvalTransformConfig()), "train")
 
 
 def _with_bad(photographs, policy):
     """The split, two of whose images have gone bad on the disk since it was prepared."""
-    data = pipeline.load(replace(photographs, bad_images=policy, max_shift=0, flip=False), "train")
+    data = pipeline.load(replace(photographs, bad_images=policy, augment=AugmentConfig()), "train")
     records = [dict(data.selection.records[index]) for index in range(len(data))]
     records[4]["image"], records[9]["image"] = records[4]["image"][:200], b"<html>"
     return replace(data, selection=replace(data.selection, records=records))
@@ -201,11 +214,19 @@ def small(tmp_path_factory):
     rng.shuffle(labels)
     np.savez(folder / "small.npz", images=rng.integers(1, 256, (200, 6, 6, 3), dtype=np.uint8), labels=labels)
     builders.prepare("small", folder / "small.npz", folder)
-    return DataConfig("small", "label", (0.0,), (1.0,), max_shift=1, flip=True, directory=str(folder), in_memory=True)
+    return DataConfig(
+        "small",
+        "label",
+        (0.0,),
+        (1.0,),
+        augment=AugmentConfig(max_shift=1, flip=0.5),
+        directory=str(folder),
+        in_memory=True,
+    )
 
 
 def test_batches_from_memory_hold_the_images_in_the_streams_order(small):
-    still = replace(small, max_shift=0, flip=False)
+    still = replace(small, augment=AugmentConfig())
     streamed = _bytes(_first_batches(replace(still, in_memory=False), 14))  # 200 images: more than two epochs
     assert _bytes(_first_batches(still, 14)) == streamed
 
@@ -288,7 +309,9 @@ def test_the_long_tails_of_cifar_have_the_published_counts_and_the_references_im
 
 
 def test_synthetic_images_are_functions_of_their_index(tmp_path):
-    config = DataConfig("synthetic", "label", (0.0,), (1.0,), synthetic_images=50, synthetic_classes=7, image_size=12)
+    config = DataConfig(
+        "synthetic", "label", (0.0,), (1.0,), synthetic_images=50, synthetic_classes=7, synthetic_size=12
+    )
     data = pipeline.load(config, "train")
     assert (len(data), data.num_classes, data.image_shape) == (50, 7, (12, 12, 3))
     images, labels = _whole(data)
@@ -311,3 +334,54 @@ def test_five_parts_of_imagenet_are_balanced_and_disjoint():
         part = views.superclasses(name)
         assert (len(part.names), len(part.wnids), len(set(part.wnids))) == (superclasses, total, total)
         assert set(np.bincount(part.superclass_of)) == {total // superclasses}
+
+
+def test_repeated_images_go_to_consecutive_groups_as_with_torchvisions_sampler():
+    """RASampler: a permutation, each image `repeats` times in a row, dealt out to the GPUs, as long as the data set."""
+    count, repeats, gpus, per_gpu, seed = 96, 3, 4, 8, 5
+    config = DataConfig(
+        "synthetic",
+        "label",
+        (0.0,),
+        (1.0,),
+        repeats=repeats,
+        synthetic_size=8,
+        synthetic_images=count,
+        synthetic_classes=count,
+    )
+    batches = pipeline.load(config, "train").train_batches(gpus * per_gpu, seed, 0, per_gpu)
+    for epoch in range(2):
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        dealt = np.repeat(order, repeats)[:count]
+        of_gpu = [dealt[gpu::gpus] for gpu in range(gpus)]
+        for step in range(count // (gpus * per_gpu)):
+            expected = np.concatenate([own[step * per_gpu : (step + 1) * per_gpu] for own in of_gpu])
+            assert next(batches)["label"].tolist() == expected.tolist()
+
+
+def test_images_are_cropped_and_erased_by_the_config(photographs):
+    """A crop of another size than evaluation's, and a box for each image inside of it."""
+    augment = AugmentConfig(crop_size=12, flip=0.5, random_erase=1.0)
+    data = pipeline.load(replace(photographs, augment=augment, evaluation=EvalTransformConfig(20, 16)), "train")
+    assert (data.image_shape, data.eval_shape) == ((12, 12, 3), (16, 16, 3))
+    batch = next(data.train_batches(10, 0, 0))
+    assert batch["image"].shape == (10, 12, 12, 3)
+    top, left, height, width = batch["erase_box"].T
+    assert (height * width > 0).any() and (top + height <= 12).all() and (left + width <= 12).all()
+    assert next(data.eval_batches(10))["image"].shape == (10, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"in_memory": True, "augment": AugmentConfig(crop_size=8)},
+            "can be shifted and flipped",
+        ),
+        ({"repeats": 0}, "repeats must be at least 1, got 0"),
+        ({"augment": AugmentConfig(flip=2.0)}, "flip must be a probability"),
+    ],
+)
+def test_what_no_stream_can_do_is_said(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline.load(replace(config, **changes), "train")

@@ -8,6 +8,7 @@ import pytest
 import vcreg_jax as vc
 from configs import digits
 from train import loop
+from train.augment import MixConfig
 from train.log import MetricsFile
 
 SITES = vc.Sites(block=vc.VCReg())
@@ -103,4 +104,6 @@ def test_configs_that_cannot_run_are_refused_before_any_work(config):
         "warmup_steps must lie in",
         optimizer=replace(config.optimizer, schedule=replace(config.optimizer.schedule, warmup_steps=4)),
     )
+    twice = replace(config.data, repeats=2)
+    refused("needs as many groups as data.repeats=2, got 32 images in groups of 32", data=twice, mix=MixConfig(0.2))
     refused("Unknown label of digits: 'fine'", data=replace(config.data, label="fine"))

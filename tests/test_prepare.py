@@ -12,10 +12,16 @@ from test_archives import tar
 from test_images import CONVERTIBLE, PHOTOGRAPH, UNREADABLE, encoded
 
 from train.__main__ import main
+from train.augment import EvalTransformConfig
 from train.config import DataConfig
 from train.data import builders, official, packed, pipeline, survey
 from train.data.archives import Files
 from train.data.catalog import KNOWN
+
+
+def square(size):
+    return EvalTransformConfig(size, size)
+
 
 RNG = np.random.default_rng(0)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -196,7 +202,10 @@ def test_imagenet_is_read_from_its_two_archives_and_its_superclasses_are_parts_o
     builders.prepare("living_9", tmp_path / "in", tmp_path / "data")
 
     def load(name, label, split="train"):
-        return pipeline.load(DataConfig(name, label, (0,), (1,), image_size=8, directory=str(tmp_path / "data")), split)
+        return pipeline.load(
+            DataConfig(name, label, (0,), (1,), evaluation=square(8), directory=str(tmp_path / "data")),
+            split,
+        )
 
     whole = load("imagenet", "label")
     assert [whole.class_names[label] for label in whole.labels()] == list(wnids)
@@ -273,7 +282,9 @@ def test_bad_images_are_counted_and_named_and_none_is_lost_in_silence(tmp_path, 
     assert all(f"train/cat/{number:02d}.jpg" in text for number in range(bad))
     for kind in [*CONVERTIBLE, *UNREADABLE]:
         assert any(entry["flaw"].startswith(kind) for entry in log), kind
-    data = pipeline.load(DataConfig("pets", "label", (0,), (1,), image_size=8, directory=str(tmp_path)), "train")
+    data = pipeline.load(
+        DataConfig("pets", "label", (0,), (1,), evaluation=square(8), directory=str(tmp_path)), "train"
+    )
     assert len(data) == bad + 1 - left_out
     assert data.class_names == ["cat", "dog"]
     for position in range(len(data)):
@@ -372,7 +383,7 @@ def _foreign(directory, last_label=1):
     Foreign.last_label = last_label
     builder = Foreign(data_dir=directory, file_format="array_record")
     builder.download_and_prepare()
-    return DataConfig("foreign", "label", (0,), (1,), image_size=8, directory=str(directory))
+    return DataConfig("foreign", "label", (0,), (1,), evaluation=square(8), directory=str(directory))
 
 
 def test_a_tfds_data_set_that_was_prepared_elsewhere_is_read_as_it_is(tmp_path):
@@ -380,7 +391,10 @@ def test_a_tfds_data_set_that_was_prepared_elsewhere_is_read_as_it_is(tmp_path):
     data = pipeline.load(config, "train")
     of_colour = {np.asarray(Image.open(io.BytesIO(file))).tobytes(): i % 2 for i, file in enumerate(JPEGS.values())}
     assert {np.asarray(data.image(i)).tobytes(): int(data.labels()[i]) for i in range(4)} == of_colour
-    pipeline.load(DataConfig("foreign:2.1.0", "label", (0,), (1,), image_size=8, directory=str(tmp_path)), "train")
+    pipeline.load(
+        DataConfig("foreign:2.1.0", "label", (0,), (1,), evaluation=square(8), directory=str(tmp_path)),
+        "train",
+    )
     info = tmp_path / "foreign" / "2.1.0" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(ValueError, match="is prepared as tfrecord, which needs TensorFlow"):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from train.augment import MixConfig
+from train.augment import AugmentConfig, EvalTransformConfig, MixConfig
 from vcreg_jax import Sites
 
 
@@ -15,9 +15,9 @@ class DataConfig:
     label: str  # the record's field that is the target
     mean: tuple[float, ...]  # of each channel, of pixels in 0..1
     std: tuple[float, ...]
-    max_shift: int = 0  # pixels by which training images are moved at random along each axis
-    flip: bool = False  # mirror half of the training images
-    image_size: int | None = None  # pixels along a side of what the network sees; None: as stored
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # of training images
+    evaluation: EvalTransformConfig = field(default_factory=EvalTransformConfig)  # and of all where nothing is cropped
+    repeats: int = 1  # times that an epoch takes an image in a row; it has as many examples, so as many fewer images
     channels: Literal[1, 3] | None = None  # None: as stored
     long_tail: float | None = None  # most over fewest training images of a class; `train.data.views`
     train_split: str = "train"  # TFDS's names, parts such as "train[:90%]" among them
@@ -28,7 +28,8 @@ class DataConfig:
     in_memory: bool = False  # small images: decode once, then make whole batches at a time
     reader_threads: int = 2  # that read and decode records, in each process
     reader_processes: int = 0  # beside this one; 0: threads alone
-    synthetic_classes: int = 1000  # of "synthetic", as are its images
+    synthetic_size: int = 224  # pixels along a side of the images of "synthetic", which are cut and not augmented
+    synthetic_classes: int = 1000
     synthetic_images: int = 1_281_167
 
 

@@ -55,7 +55,7 @@ def prepare(config: TrainConfig, sites: Sites) -> Prepared:
     """
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch_size(config.batch_size, mesh)
-    check_mix(config.mix, config.batch_size)
+    check_mix(config.mix, config.batch_size, config.data.repeats)
     data = pipeline.load(config.data, "train")
     validation = pipeline.load(config.data, "validation")
     architecture = Architecture(config.model, data.num_classes, data.image_shape, sites)
@@ -83,7 +83,8 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
             state = checkpoints.restore(start, like=state)
         start = start or 0
         metrics_file = MetricsFile(directory / "metrics.jsonl", start)
-        batches = DataWait(device_batches(run.data.train_batches(config.batch_size, seed, start), run.mesh))
+        stream = run.data.train_batches(config.batch_size, seed, start, config.mix.group_size)
+        batches = DataWait(device_batches(stream, run.mesh))
         accuracy = 0.0
         rate = Rate(config.batch_size)
         with Bar(title, config.steps, start) as bar:

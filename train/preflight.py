@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from train import mesh as meshes
 from train.augment import MixConfig
-from train.config import EMAConfig, Experiment, TrainConfig
+from train.config import EMAConfig, Experiment, Pretraining, TrainConfig
 from train.model import Architecture, abstract_state, structure
 from train.optim import make_optimizer
 from train.provenance import commit
@@ -181,7 +181,7 @@ class Plan:
     state_bytes: int  # on one chip: parameters, running statistics and the optimizer's state
 
 
-def plan(config: Experiment, topology: str, image_shape: tuple[int, int, int], num_classes: int) -> Plan:
+def plan(config: Experiment | Pretraining, topology: str, image_shape: tuple[int, int, int], num_classes: int) -> Plan:
     """What `compile_arm` works with: the arms that regularize, and none.
 
     Raises:

@@ -29,7 +29,7 @@ from train.augment.config import (
 )
 from train.augment.geometry import erase_box
 from train.augment.mix import erased, mixed
-from train.augment.shift import shifted
+from train.augment.shift import shifted, shifted_and_flipped
 from train.augment.transforms import eval_transform, train_transform
 
 __all__ = [
@@ -44,5 +44,6 @@ __all__ = [
     "eval_transform",
     "mixed",
     "shifted",
+    "shifted_and_flipped",
     "train_transform",
 ]

@@ -94,8 +94,9 @@ def check_eval_transform(config: EvalTransformConfig) -> None:
         _require(value is None or value > 0, f"{name} must be positive, got {value}.")
 
 
-def check_mix(config: MixConfig, batch_size: int) -> None:
-    """Raises ValueError for negative alphas, and for a batch that does not divide into groups of two or more."""
+def check_mix(config: MixConfig, batch_size: int, repeats: int = 1) -> None:
+    """Raises ValueError for negative alphas, for a batch that does not divide into groups of two or more, and for fewer
+    groups than an image has `repeats`, which would be mixed with itself."""
     for name, alpha in (("mixup_alpha", config.mixup_alpha), ("cutmix_alpha", config.cutmix_alpha)):
         _require(alpha >= 0, f"{name} must not be negative, got {alpha}.")
     if config.mixup_alpha == config.cutmix_alpha == 0:
@@ -103,6 +104,8 @@ def check_mix(config: MixConfig, batch_size: int) -> None:
     size = batch_size if config.group_size is None else config.group_size
     fits = size >= 2 and batch_size % size == 0
     _require(fits, f"Mixing needs a batch of whole groups of two or more, got {batch_size} images in groups of {size}.")
+    message = f"Mixing needs as many groups as data.repeats={repeats}, got {batch_size} images in groups of {size}."
+    _require(repeats <= batch_size // size, message)
 
 
 def _require(holds: bool, message: str) -> None:

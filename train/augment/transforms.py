@@ -17,8 +17,13 @@ _POLICIES = {
 }
 
 
-def train_transform(config: AugmentConfig) -> Callable[[Image.Image, np.random.Generator], np.ndarray]:
+def train_transform(
+    config: AugmentConfig,
+    evaluation: EvalTransformConfig = EvalTransformConfig(),  # noqa: B008 - frozen
+) -> Callable[[Image.Image, np.random.Generator], np.ndarray]:
     """A function of an image (mode RGB or L) and a generator that returns bytes, uint8 (h, w, c).
+
+    Without a random crop an image is first resized and cropped as for `evaluation`.
 
     All of `config` but random erasing, whose box is drawn by `erase_box` afterwards. The order is that of torchvision's
     training preset (https://github.com/pytorch/vision, references/classification/presets.py) and, where colours are
@@ -28,7 +33,8 @@ def train_transform(config: AugmentConfig) -> Callable[[Image.Image, np.random.G
       ValueError: for a config that no image could go through.
     """
     check_augment(config)
-    return functools.partial(_train, config)
+    check_eval_transform(evaluation)
+    return functools.partial(_train, config, evaluation)
 
 
 def eval_transform(config: EvalTransformConfig) -> Callable[[Image.Image], np.ndarray]:
@@ -41,11 +47,15 @@ def eval_transform(config: EvalTransformConfig) -> Callable[[Image.Image], np.nd
     return functools.partial(_evaluate, config)
 
 
-def _train(config: AugmentConfig, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+def _train(
+    config: AugmentConfig, evaluation: EvalTransformConfig, image: Image.Image, rng: np.random.Generator
+) -> np.ndarray:
     _check_mode(image)
     resampling = Image.Resampling[config.interpolation.upper()]
     if config.crop_size is not None:
         image = geometry.random_resized_crop(image, rng, config.crop_size, config.crop_scale, resampling)
+    else:
+        image = _resized_and_cropped(evaluation, image)
     if config.max_shift:
         image = Image.fromarray(shifted(np.asarray(image), rng, config.max_shift))
     if _chosen(rng, config.flip):
@@ -65,11 +75,13 @@ def _train(config: AugmentConfig, image: Image.Image, rng: np.random.Generator) 
 
 def _evaluate(config: EvalTransformConfig, image: Image.Image) -> np.ndarray:
     _check_mode(image)
+    return _pixels(_resized_and_cropped(config, image))
+
+
+def _resized_and_cropped(config: EvalTransformConfig, image: Image.Image) -> Image.Image:
     if config.resize is not None:
         image = geometry.resized(image, config.resize, Image.Resampling[config.interpolation.upper()])
-    if config.crop is not None:
-        image = geometry.center_crop(image, config.crop)
-    return _pixels(image)
+    return image if config.crop is None else geometry.center_crop(image, config.crop)
 
 
 def _chosen(rng: np.random.Generator, probability: float) -> bool:

@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import absl.flags
@@ -18,10 +18,10 @@ import jax
 import numpy as np
 from PIL import Image
 
+from train.augment import AugmentConfig, erase_box, eval_transform, shifted_and_flipped, train_transform
 from train.config import DataConfig
 from train.data.images import BadImageError, read
 from train.data.splits import Selection, select
-from train.data.transforms import CentreSquare, ShiftAndFlip, shifted_and_flipped
 
 Batch = dict[str, np.ndarray]  # image: uint8 (b, h, w, c); label: int32 (b,); mask: bool (b,), False for padding
 TrainTransform = Callable[[Image.Image, np.random.Generator], np.ndarray]
@@ -37,7 +37,8 @@ class Split:
 
     selection: Selection
     config: DataConfig
-    image_shape: tuple[int, int, int]  # of what the transforms return
+    image_shape: tuple[int, int, int]  # in training
+    eval_shape: tuple[int, int, int]
     train_transform: TrainTransform
     eval_transform: EvalTransform
 
@@ -58,17 +59,22 @@ class Split:
         """The labels in the split's order, int32 (n,)."""
         return self.selection.targets
 
-    def train_batches(self, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, seed: int, start_step: int, group_size: int | None = None
+    ) -> Iterator[Batch]:
         """This host's part of the batches of steps `start_step`, `start_step + 1`, ... without end.
+
+        An image that is repeated stands in consecutive groups of `group_size` rows (None: the batch is one), as
+        torchvision's `RASampler` gives its copies to consecutive GPUs.
 
         Epochs follow each other without a gap: a batch may hold the end of one and the start of the next. In place of
         an image that is left out (see `train.data.images.Policy`) stands the next one in the split.
         """
         hosts, host = jax.process_count(), jax.process_index()
         if self.config.in_memory:
-            return self._batches_from_memory(batch_size, seed, start_step)
+            return self._batches_from_memory(batch_size, seed, start_step, group_size or batch_size)
         places = grain.MapDataset.range(_ENDLESS).seed(seed)
-        examples = places.random_map(functools.partial(self._train_example, seed))
+        examples = places.random_map(functools.partial(self._train_example, seed, batch_size, group_size or batch_size))
         stream = examples.batch(batch_size // hosts)[start_step * hosts + host :: hosts]
         return self._named(self._read(stream))
 
@@ -100,9 +106,11 @@ class Split:
             file = record.get("file", b"")  # which data sets of others lack
             raise BadImageError(f"{self.selection.name}: image {index} {file.decode()}: {error}") from error
 
-    def _train_example(self, seed: int, place: int, rng: np.random.Generator) -> dict[str, Any]:
-        epoch, row = divmod(int(place), len(self))
-        position = int(_order(len(self), seed, epoch)[row])
+    def _train_example(
+        self, seed: int, batch_size: int, group_size: int, place: int, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        epoch, turn = divmod(int(_turn(np.int64(place), batch_size, group_size)), len(self))
+        position = int(_order(len(self), seed, epoch)[turn // self.config.repeats])
         for shown in range(position, position + len(self)):
             try:
                 image, label = self.image(shown % len(self)), self.selection.targets[shown % len(self)]
@@ -110,12 +118,16 @@ class Split:
                 if self.config.bad_images == "raise":
                     raise
                 continue
-            values = image if isinstance(image, np.ndarray) else self.train_transform(image, rng)
-            return {"image": values, "label": label, "left_out": position if shown != position else -1}
+            height, width, _ = self.image_shape
+            is_synthetic = isinstance(image, np.ndarray)
+            values = image[:height, :width] if is_synthetic else self.train_transform(image, rng)
+            example = {"image": values, "label": label, "left_out": position if shown != position else -1}
+            erase = self.config.augment.random_erase
+            return example | ({"erase_box": erase_box(rng, height, width, erase)} if erase else {})
         raise ValueError(f"{self.selection.name} has no image that can be read.")
 
     def _eval_example(self, position: int) -> dict[str, Any]:
-        nothing = {"image": np.zeros(self.image_shape, np.uint8), "label": np.int32(0), "mask": False, "left_out": -1}
+        nothing = {"image": np.zeros(self.eval_shape, np.uint8), "label": np.int32(0), "mask": False, "left_out": -1}
         if position >= len(self):
             return nothing
         try:
@@ -124,7 +136,8 @@ class Split:
             if self.config.bad_images == "raise":
                 raise
             return nothing | {"left_out": position}
-        values = image if isinstance(image, np.ndarray) else self.eval_transform(image)
+        height, width, _ = self.eval_shape
+        values = image[:height, :width] if isinstance(image, np.ndarray) else self.eval_transform(image)
         return nothing | {"image": values, "label": self.selection.targets[position], "mask": True}
 
     def _read(self, stream: grain.MapDataset) -> Iterator[dict[str, np.ndarray]]:
@@ -173,17 +186,27 @@ class Split:
                 images.append(image if isinstance(image, np.ndarray) else self.eval_transform(image))
         return np.stack(images), np.delete(self.selection.targets, left_out)
 
-    def _batches_from_memory(self, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
+    def _batches_from_memory(self, batch_size: int, seed: int, start_step: int, group_size: int) -> Iterator[Batch]:
         hosts, host = jax.process_count(), jax.process_index()
         rows = slice(host * batch_size // hosts, (host + 1) * batch_size // hosts)
         images, labels = self._memory
         for step in itertools.count(start_step):
-            epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), len(images))
-            orders = [_order(len(images), seed, epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
-            positions = np.concatenate(orders)
-            rng = np.random.default_rng([seed, step])
-            changed = shifted_and_flipped(images[positions], rng, self.config.max_shift, self.config.flip)
+            places = np.arange(step * batch_size, (step + 1) * batch_size)
+            epochs, turns = np.divmod(_turn(places, batch_size, group_size), len(images))
+            positions = np.empty(batch_size, np.int64)
+            for epoch in np.unique(epochs).tolist():
+                of_epoch = turns[epochs == epoch] // self.config.repeats
+                positions[epochs == epoch] = _order(len(images), seed, epoch)[of_epoch]
+            rng, augment = np.random.default_rng([seed, step]), self.config.augment
+            changed = shifted_and_flipped(images[positions], rng, augment.max_shift, augment.flip)
             yield {"image": changed[rows], "label": labels[positions[rows]]}
+
+
+def _turn(places: Any, batch_size: int, group_size: int) -> Any:
+    """Which example of the stream stands at a place of it: its batches are dealt out to their groups, row by row."""
+    step, row = np.divmod(places, batch_size)
+    group, row_of_group = np.divmod(row, group_size)
+    return step * batch_size + row_of_group * (batch_size // group_size) + group
 
 
 @functools.lru_cache(maxsize=4)
@@ -192,29 +215,39 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def load(
-    config: DataConfig,
-    split: str,
-    label: str | None = None,
-    train_transform: TrainTransform | None = None,
-    eval_transform: EvalTransform | None = None,
-) -> Split:
+def load(config: DataConfig, split: str, label: str | None = None) -> Split:
     """A split of a prepared data set; `label` stands in for `config.label`.
-
-    Transforms take images in mode L or RGB and return uint8 (image_size, image_size, channels); without them, images
-    are resized, shifted and flipped as `config` says.
 
     Raises:
       ValueError: for an unknown data set, split or label, with those that are known; for labels out of range; for
-        images of many sizes without an `image_size`.
+        images of many sizes that nothing crops; for transforms that cannot be.
     """
     selection = select(config, split, config.label if label is None else label)
-    height, width, channels = selection.stored_shape
-    if config.image_size is not None:
-        height = width = config.image_size
-    if height is None or width is None:
-        raise ValueError(f"The images of {config.name} have many sizes: set image_size, such as 224.")
-    train_transform = train_transform or ShiftAndFlip(config.image_size, config.max_shift, config.flip)
-    eval_transform = eval_transform or CentreSquare(config.image_size)
-    shape = (height, width, config.channels or channels)
-    return Split(selection, config, shape, train_transform, eval_transform)
+    channels = config.channels or selection.stored_shape[2]
+    height, width = _evaluated_size(config, selection)
+    side = config.augment.crop_size
+    image_shape = (side or height, side or width, channels)
+    if config.name == "synthetic" and max(*image_shape[:2], height, width) > config.synthetic_size:
+        raise ValueError(f"synthetic_size must be at least what the network sees, got {config.synthetic_size}.")
+    if config.in_memory and replace(config.augment, max_shift=0, flip=0.0) != AugmentConfig():
+        raise ValueError("Images in memory can be shifted and flipped, not augmented otherwise: leave in_memory out.")
+    if config.repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {config.repeats}.")
+    train = train_transform(config.augment, config.evaluation)
+    return Split(selection, config, image_shape, (height, width, channels), train, eval_transform(config.evaluation))
+
+
+def _evaluated_size(config: DataConfig, selection: Selection) -> tuple[int, int]:
+    """Height and width of what the evaluation transform returns."""
+    height, width, _ = selection.stored_shape
+    resize, crop = config.evaluation.resize, config.evaluation.crop
+    if crop is not None:
+        return crop, crop
+    if resize is not None and height == width:
+        height = width = resize if height is not None else None
+    if height is None or width is None or (resize is not None and height != width):
+        raise ValueError(
+            f"The images of {config.name} have many sizes: set evaluation.resize and evaluation.crop, such as 256 "
+            "and 224."
+        )
+    return height, width

@@ -41,7 +41,7 @@ def select(config: DataConfig, split: str, label: str) -> Selection:
     indices = np.arange(start, stop)
     known = ["superclass", "subclass"] if view.superclasses else labels.fields(builder.info.features)
     if label not in known:
-        raise ValueError(f"Unknown label of {config.name}: {label!r}. Known: {', '.join(known)}.")
+        raise ValueError(f"Unknown label of {config.name}: {label!r}. Known: {', '.join(sorted(known))}.")
     if view.superclasses:
         indices, targets, names = _of_superclasses(builder, base, indices, view.superclasses, label)
     else:
@@ -92,8 +92,7 @@ def _of_superclasses(
 
 
 def _synthetic(config: DataConfig, split: str, label: str) -> Selection:
-    size = config.image_size or 224
-    shape = (size, size, config.channels or 3)
+    shape = (config.synthetic_size, config.synthetic_size, config.channels or 3)
     count = config.synthetic_images if split == "train" else min(config.synthetic_images, LONGEST_EVALUATION)
     records = SyntheticImages(count, shape, config.synthetic_classes)
     indices = np.arange(count)

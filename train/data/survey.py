@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from train.augment import EvalTransformConfig
 from train.config import DataConfig
 from train.data import builders, labels, pipeline
 from train.data.images import BadImageError
@@ -62,8 +63,8 @@ def contact_sheet(data: pipeline.Split) -> Image.Image:
 
 
 def _config(name: str, field: str, directory: Path) -> DataConfig:
-    size = 64  # of no consequence: images are looked at as they are stored
-    return DataConfig(name, field, (0.0,), (1.0,), image_size=size, directory=str(directory))
+    square = EvalTransformConfig(64, 64)  # of no consequence: images are looked at as they are stored
+    return DataConfig(name, field, (0.0,), (1.0,), evaluation=square, directory=str(directory))
 
 
 def _balance(data: pipeline.Split) -> str:

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from train.augment import AugmentConfig, EvalTransformConfig, train_transform
 from train.config import DataConfig
 from train.data import builders, pipeline
 from train.data.sources import in_memory
 
 WIDTH, HEIGHT, SIZE = 500, 375, 224  # ImageNet's usual photograph, and what a network sees of it
+AUGMENT = AugmentConfig(crop_size=SIZE, flip=0.5)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Throughput:
 
 def measure(rounds: int = 5, batches: int = 4, batch_size: int = 64) -> Throughput:
     """Both ways over the same photographs, `batches` at a time."""
-    encoded = photographs(256)
+    encoded, crop_and_flip = photographs(256), train_transform(AUGMENT)
     rng = np.random.default_rng(0)
 
     def bare() -> None:
@@ -53,8 +55,9 @@ def measure(rounds: int = 5, batches: int = 4, batch_size: int = 64) -> Throughp
         contents = in_memory({"label": ["none"]}, {"train": (encoded, {"label": np.zeros(len(encoded), int)})})
         builders.write("photographs", contents, "", Path(folder), "raise")
         # No reader threads: they would work ahead while the other way is timed.
-        config = DataConfig("photographs", "label", (0.0,), (1.0,), image_size=SIZE, directory=folder, reader_threads=0)
-        stream = pipeline.load(config, "train", train_transform=crop_and_flip).train_batches(batch_size, 0, 0)
+        square = EvalTransformConfig(SIZE, SIZE)
+        config = DataConfig("photographs", "label", (0.0,), (1.0,), AUGMENT, square, directory=folder, reader_threads=0)
+        stream = pipeline.load(config, "train").train_batches(batch_size, 0, 0)
         speeds = [
             tuple(batches * batch_size / _cpu_seconds(way, batches) for way in (bare, lambda: next(stream)))
             for _ in range(rounds + 1)
@@ -75,16 +78,6 @@ def photographs(count: int) -> list[bytes]:
         Image.fromarray(image[top : top + HEIGHT, left : left + WIDTH]).save(buffer, format="jpeg", quality=90)
         files.append(buffer.getvalue())
     return files
-
-
-def crop_and_flip(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """A window of 8 to 100 % of the image, resized to 224x224 (bilinear), mirrored half of the time."""
-    side = (rng.uniform(0.08, 1) * image.width * image.height) ** 0.5
-    width, height = min(side, image.width), min(side, image.height)
-    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
-    box = (left, top, left + width, top + height)
-    window = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(window.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else window)
 
 
 def _cpu_seconds(way: Callable[[], object], times: int) -> float:
