@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -162,12 +163,11 @@ def test_photographs_of_any_size_come_alike_with_and_without_reader_processes(ph
     images, labels = _whole(pipeline.load(photographs, "train"))
     data = pipeline.load(photographs, "train")
     assert (labels == data.labels()).all()
-    for position in range(0, 30, 7):  # the centre square, by Pillow's own cropping and resizing
-        image = data.image(position)
-        side = min(image.size)
-        box = tuple((edge - side) / 2 for edge in image.size)
-        square = image.resize((16, 16), Image.Resampling.BILINEAR, box=(*box, box[0] + side, box[1] + side))
-        np.testing.assert_array_equal(images[position], np.asarray(square))
+    as_torchvision = torchvision.transforms.Compose(
+        [torchvision.transforms.Resize(16), torchvision.transforms.CenterCrop(16)]
+    )
+    for position in range(0, 30, 7):
+        np.testing.assert_array_equal(images[position], np.asarray(as_torchvision(data.image(position))))
 
 
 def test_images_of_many_sizes_need_a_crop(photographs):
