@@ -1,4 +1,4 @@
-"""What VCReg costs, measured on this machine: `table1`, `roofline` and `dispatch`."""
+"""What VCReg costs, measured on this machine: `table1`, `roofline` and `dispatch`; and what `input` is fed with."""
 
 import dataclasses
 from argparse import Namespace
@@ -6,6 +6,9 @@ from pathlib import Path
 
 from train import benchmark, dispatch, roofline, table1
 from train.benchmark import DTYPES, MODELS, Platform, Settings
+from train.data import throughput
+from train.provenance import commit, hardware
+from train.run_folder import write_json
 from train.timing import in_own_process
 
 __all__ = ["DTYPES", "MODELS", "run"]
@@ -21,6 +24,13 @@ def run(given: Namespace, command: str) -> None:
         raise ValueError(f"There is no folder {given.json.parent}.")
     if given.torch and given.what != "table1":
         raise ValueError(f"--torch belongs to table1, not to {given.what}.")
+    if given.what == "input":
+        found = throughput.measure(5 if given.rounds is None else given.rounds)
+        print(found)
+        if given.json is not None:
+            about = {"command": command, "hardware": hardware(), "commit": commit(), "ratio": found.ratio}
+            write_json(given.json, about | dataclasses.asdict(found))
+        return
     facts = in_own_process(table1.device_facts, given.device)
     settings = _settings(given, facts["platform"])
     path = given.json or Path(f"runs/bench/{given.what}_{settings.platform}.json")
