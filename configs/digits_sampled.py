@@ -5,8 +5,8 @@ Ours   see docs/sampled.md (n = 2 of 3 seeds)
 Run    python -m train run configs/digits_sampled.py
 Cost   about 4 minutes on 2 CPU cores
 
-The first stage's maps are 4x4: `sample=4` keeps one position of sixteen, 128 rows for 32 features, as few as
-the rule allows. The second stage, 2x2 and 64 wide, is exact.
+The first stage's maps are 4x4: of them `sample=4` keeps every third row and column, one position in four, since one in
+sixteen would be 4 rows a feature. The second stage, 2x2 and 64 wide, is exact.
 """
 
 from dataclasses import replace

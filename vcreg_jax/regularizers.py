@@ -78,7 +78,7 @@ class VCReg:
     n, x and C above are those of these rows, and the others receive nothing. That is the exact gradient of the
     penalty of these rows, and an estimate of the whole map's: averaged over the k^2 ways to place the rows, `x @ M`
     with M held is the exact one but for a factor (n - 1) / (n - k^2), and M is that of an unbiased estimate of C.
-    Where fewer than 4 d rows would be left k is made smaller, down to 1 (`sampling`).
+    Where fewer than 6 d rows would be left k is made smaller, down to 1 (`sampling`).
 
     The weights assume a task loss that is a mean over the whole batch. Loss scaling and gradient accumulation
     do not rescale this term by themselves: use `scaled`. Inside `shard_map` the term is the gradient of the
