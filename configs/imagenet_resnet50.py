@@ -4,7 +4,7 @@ Paper  Table 2: 76.1 % without, 76.3 % with VCReg
 Ours   not run: it needs ImageNet and accelerators. Begun on synthetic images (second command) only.
 Run    python -m train prepare imagenet --from FOLDER; python -m train run configs/imagenet_resnet50.py
        python -m train run configs/imagenet_resnet50.py --train.data.name synthetic \
-           --train.batch-size 16 --train.steps 20 --train.model.norm-scope 2
+           --train.data.synthetic-images 64 --train.batch-size 16 --train.steps 20 --train.model.norm-scope 2
 Cost   90 epochs of 4.1 GMACs an image forward: some 1.4e18 multiply-adds an arm
 
 alpha and beta: the paper gives a grid (Appendix A) and not the point it chose; (0.64, 0.08) is in two public copies
