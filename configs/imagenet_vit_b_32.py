@@ -4,7 +4,8 @@ Paper  Table 2: 75.9 % without, 76.3 % with VCReg
 Ours   not run: it needs ImageNet and accelerators. Begun on synthetic images (second command) only.
 Run    python -m train prepare imagenet --from FOLDER; python -m train run configs/imagenet_vit_b_32.py
        python -m train run configs/imagenet_vit_b_32.py --train.data.name synthetic \
-           --train.data.synthetic-images 64 --train.batch-size 256 --train.steps 20 --train.optimizer.schedule.warmup-steps 5
+           --train.data.synthetic-images 64 --train.batch-size 256 --train.steps 20 \
+           --train.optimizer.schedule.warmup-steps 5
 Cost   300 epochs of 4.4 GMACs an image forward
 
 alpha and beta: the paper gives a grid (Appendix A) and not the point it chose; (0.64, 0.08) is in two public copies
