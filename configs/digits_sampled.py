@@ -1,7 +1,7 @@
 """`digits` with a third arm, VCReg from a sample of the positions: does the probe feel the difference?
 
 Paper  nothing: the sampled form is ours
-Ours   see docs/sampled.md (n = 2 of 3 seeds)
+Ours   see docs/sampled.md (n = 3 seeds): no difference beyond the noise
 Run    python -m train run configs/digits_sampled.py
 Cost   about 4 minutes on 2 CPU cores
 
