@@ -99,6 +99,13 @@ def test_cifar10_long_tail():
     assert decayed_elements(train, classes=10, size=32) == (2_272, 62, 95)
 
 
+def test_superclasses():
+    train = recipes.superclasses(recipes.CIFAR100_SUPERCLASSES, images=50_000)
+    assert (train.steps, train.batch_size, train.data.label) == (2600, 4096, "coarse_label")  # 13 steps an epoch
+    np.testing.assert_allclose(rates(train, 13, (0, 1, 5, 200)), [0, 0.0032, 0.016, 0], rtol=1e-5, atol=1e-12)
+    assert train.model.name == "convnext_atto" and train.optimizer.rule.weight_decay == 0.05
+
+
 def test_the_sweep_is_the_papers_grid():
     arms = recipes.sweep()
     assert arms.pop("baseline") == Sites()

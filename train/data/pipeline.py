@@ -109,7 +109,7 @@ class Split:
     def _train_example(
         self, seed: int, batch_size: int, group_size: int, place: int, rng: np.random.Generator
     ) -> dict[str, Any]:
-        epoch, turn = divmod(int(_turn(np.int64(place), batch_size, group_size)), len(self))
+        epoch, turn = divmod(_turn(int(place), batch_size, group_size), len(self))
         position = int(_order(len(self), seed, epoch)[turn // self.config.repeats])
         for shown in range(position, position + len(self)):
             try:
@@ -204,8 +204,8 @@ class Split:
 
 def _turn(places: Any, batch_size: int, group_size: int) -> Any:
     """Which example of the stream stands at a place of it: its batches are dealt out to their groups, row by row."""
-    step, row = np.divmod(places, batch_size)
-    group, row_of_group = np.divmod(row, group_size)
+    step, row = places // batch_size, places % batch_size
+    group, row_of_group = row // group_size, row % group_size
     return step * batch_size + row_of_group * (batch_size // group_size) + group
 
 
