@@ -37,3 +37,14 @@ def x64():
     """64-bit arithmetic for the length of a test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def one_torch_thread():
+    """For small images and networks PyTorch's threads cost more than they save."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

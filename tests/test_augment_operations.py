@@ -17,13 +17,7 @@ POLICIES = {"ta_wide": autoaugment.TrivialAugmentWide(), "ra": autoaugment.RandA
 OPERATIONS = [*POLICIES["ta_wide"]._augmentation_space(31), "Invert"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """For small images torch's threads cost more than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def assert_same_bytes(ours, theirs):

@@ -13,13 +13,7 @@ from train.crosscheck.item import Item, compared, line
 VIT = next(family for family in networks.FAMILIES if family.name == "ViT")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Of PyTorch's, as in the command."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.mark.parametrize(

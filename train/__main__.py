@@ -55,18 +55,16 @@ def main(arguments: list[str]) -> None:
 def _dispatch(command: str, *arguments: str) -> None:
     if command not in COMMANDS:
         raise ValueError(f"Unknown command {command!r}. Known: {', '.join(COMMANDS)}.")
-    if command == "prepare":
-        return _prepare(arguments)
-    if command == "data":
-        return _data(arguments)
-    if command == "convert":
-        return _convert(arguments)
-    if command == "crosscheck":
-        return _crosscheck(arguments)
-    if command == "bench":
-        return _bench(arguments)
-    if command == "preflight":
-        return _preflight(arguments)
+    with_own_parser = {
+        "prepare": _prepare,
+        "data": _data,
+        "convert": _convert,
+        "crosscheck": _crosscheck,
+        "bench": _bench,
+        "preflight": _preflight,
+    }
+    if command in with_own_parser:
+        return with_own_parser[command](arguments)
     if not arguments or arguments[0].startswith("-"):
         what = "a config file, such as configs/digits.py" if command == "run" else "a run folder, such as runs/digits"
         raise ValueError(f"`python -m train {command}` needs {what}.")
