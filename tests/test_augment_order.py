@@ -18,12 +18,8 @@ JITTER = ColorJitterConfig(0.8, brightness=0.4, contrast=0.4, saturation=0.2, hu
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seeded(one_torch_thread):
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 class PillowBlur(torch.nn.Module):
