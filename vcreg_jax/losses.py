@@ -1,9 +1,14 @@
-"""Losses as functions of arrays: per-example values out, the caller takes the mean."""
+"""Losses as functions of arrays: per-example values out, the caller takes the mean. Those of two views at once, which
+have no value per example, come from `vcreg_jax.joint_embedding`."""
 
 import jax.numpy as jnp
 import optax
 from jax import Array
 from jaxtyping import Float, Int
+
+from vcreg_jax.joint_embedding import BarlowTwins, NTXent, VICReg
+
+__all__ = ["BarlowTwins", "NTXent", "VICReg", "cross_entropy"]
 
 
 def cross_entropy(

@@ -1,0 +1,142 @@
+"""Losses of self-supervised learning by joint embedding: SimCLR, VICReg, Barlow Twins.
+
+Functions of the embeddings of two views of the same n images, `(n, d)` each, row i of one belonging to row i of the
+other; a scalar comes out, in float32 or wider. Under `jit` over a mesh of auto axes statistics and negatives are
+those of the whole sharded batch, and gradients flow through what is gathered for it.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import Array, nn
+from jaxtyping import Float
+
+from vcreg_jax.statistics import covariance, statistics_dtype
+
+
+@dataclass(frozen=True)
+class NTXent:
+    """SimCLR's loss: each of the 2n embeddings is to find its other view among the 2n - 1 that are not itself.
+
+    With rows u of unit length and s_ij = u_i . u_j / temperature, positives p(i),
+
+        sum_views / (2n) * sum_i ( log sum_{j != i} exp(s_ij) - s_{i,p(i)} )
+
+    The paper's Eq. 1 has sum_views = 1. Its code adds the means of the two views' losses, so 2, the default here:
+    it matters beside weight decay and other losses, and for every optimizer that is not scale-free.
+
+    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations" (arXiv 2002.05709);
+    https://github.com/google-research/simclr/blob/383d4143fd8cf7879ae10f1046a9baeb753ff438/tf2/objective.py#L35
+
+    Raises:
+      ValueError: for a temperature that is not positive; when called, for a batch of one or views that do not match.
+    """
+
+    temperature: float = 0.1
+    sum_views: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"NTXent needs temperature > 0, got {self.temperature}.")
+
+    def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
+        """The loss above."""
+        first, second = (_unit_rows(z) for z in _checked("NTXent", first, second))
+        both = jnp.concatenate([first, second])
+        similarity = both @ both.T / self.temperature
+        others = jnp.where(jnp.eye(len(both), dtype=bool), -jnp.inf, similarity)
+        positive = (first * second).sum(axis=1) / self.temperature
+        return self.sum_views * (nn.logsumexp(others, axis=1).mean() - positive.mean())
+
+
+@dataclass(frozen=True)
+class VICReg:
+    """Invariance, variance and covariance of two views' embeddings.
+
+    With C the unbiased covariance of a view's rows,
+
+        similarity * mean_{n,d} (z1 - z2)^2
+        + variance   * mean over views of  mean_i max(0, 1 - sqrt(C_ii + eps))
+        + covariance * sum over views of   sum_{i != j} C_ij^2 / d
+
+    as in the reference. Two departures of other implementations are fields: the variance summed over the views, not
+    averaged (solo-learn), and the covariance divided by d (d - 1), as in Eq. 4 of the VCReg paper.
+
+    Source: Bardes, Ponce & LeCun, "VICReg" (arXiv 2105.04906), Eq. 1-6;
+    https://github.com/facebookresearch/vicreg/blob/4e12602fd495af83efd1631fbe82523e6db092e0/main_vicreg.py#L194
+
+    Raises:
+      ValueError: when called, for a batch of one or views that do not match.
+    """
+
+    similarity: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+    eps: float = 1e-4
+    sum_variance_over_views: bool = False
+    covariance_per_pair: bool = False
+
+    def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
+        """The loss above."""
+        first, second = _checked("VICReg", first, second)
+        d = first.shape[1]
+        hinges = pairs = jnp.zeros((), first.dtype)
+        for view in (first, second):
+            c = covariance(view)
+            hinges += nn.relu(1.0 - jnp.sqrt(jnp.diagonal(c) + self.eps)).mean()
+            pairs += _off_diagonal_squares(c)
+        spread = hinges if self.sum_variance_over_views else hinges / 2
+        correlated = pairs / max(d * (d - 1) if self.covariance_per_pair else d, 1)
+        return self.similarity * ((first - second) ** 2).mean() + self.variance * spread + self.covariance * correlated
+
+
+@dataclass(frozen=True)
+class BarlowTwins:
+    """The cross-correlation of two views' embeddings is to be the identity.
+
+    With y the columns of z less their mean, over sqrt(biased variance + eps), and R = y1' y2 / n,
+
+        scale * ( sum_i (R_ii - 1)^2 + redundancy * sum_{i != j} R_ij^2 )
+
+    Source: Zbontar et al., "Barlow Twins" (arXiv 2103.03230), Eq. 1-2;
+    https://github.com/facebookresearch/barlowtwins/blob/8e8d284ca0bc02f88b92328e53f9b901e86b4a3c/main.py#L187
+    There each GPU normalises its own rows and the correlations are averaged; here, as in the paper, all rows do
+    together. `scale` is 1 there, and 0.025 or 0.1 in solo-learn.
+
+    Raises:
+      ValueError: when called, for a batch of one or views that do not match.
+    """
+
+    redundancy: float = 0.0051
+    scale: float = 1.0
+    eps: float = 1e-5
+
+    def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
+        """The loss above."""
+        first, second = (_standardized(z, self.eps) for z in _checked("BarlowTwins", first, second))
+        correlation = first.T @ second / len(first)
+        own = ((jnp.diagonal(correlation) - 1.0) ** 2).sum()
+        return self.scale * (own + self.redundancy * _off_diagonal_squares(correlation))
+
+
+def _checked(name: str, first: Array, second: Array) -> tuple[Array, Array]:
+    if first.shape != second.shape or first.ndim != 2 or len(first) < 2 or first.shape[1] < 1:
+        raise ValueError(
+            f"{name} needs the embeddings (n, d) of two views of the same n >= 2 images, got {first.shape} and "
+            f"{second.shape}. Take larger batches, and one projector for both views."
+        )
+    return first.astype(statistics_dtype(first)), second.astype(statistics_dtype(second))
+
+
+def _unit_rows(z: Array) -> Array:
+    """Rows over their length; the bound is TensorFlow's `l2_normalize`, which SimCLR calls."""
+    return z / jnp.sqrt(jnp.maximum((z**2).sum(axis=1, keepdims=True), 1e-12))
+
+
+def _standardized(z: Array, eps: float) -> Array:
+    centred = z - z.mean(axis=0, keepdims=True)
+    return centred / jnp.sqrt((centred**2).mean(axis=0, keepdims=True) + eps)
+
+
+def _off_diagonal_squares(c: Array) -> Array:
+    return jnp.where(jnp.eye(len(c), dtype=bool), 0.0, c**2).sum()
