@@ -62,7 +62,7 @@ def written_out(loss, first: np.ndarray, second: np.ndarray) -> float:
 
 
 def published(loss, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """What facebookresearch/vicreg, google-research/simclr and facebookresearch/barlowtwins compute, in torch's terms."""
+    """The code of facebookresearch/vicreg and barlowtwins, and of google-research/simclr in torch's terms."""
     n, d = first.shape
     if isinstance(loss, vc.losses.NTXent):
         a, b, own, labels = F.normalize(first), F.normalize(second), 1e9 * torch.eye(n), torch.arange(n)
