@@ -17,14 +17,18 @@ class MetricsFile:
     since those steps are about to be taken again."""
 
     def __init__(self, path: Path, start_step: int):
+        self._path = path
+        if jax.process_index() != 0:
+            return
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] < start_step]
         path.write_text("".join(f"{line}\n" for line in kept))
-        self._path = path
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Appends one line; metrics may still be on the device."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if jax.process_index() != 0:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
 

@@ -1,9 +1,11 @@
-"""Where a number comes from: the machine and the commit."""
+"""Where a number comes from: the machine, the commit and the versions."""
 
+import hashlib
 import os
 import platform
 import re
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -36,3 +38,15 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.strip() + (" with changes" if changed.strip() else "")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that numbers come from."""
+    return {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
+
+
+def sources() -> str:
+    """A hash of the code of `train` and `vcreg_jax`, also where no commit is known."""
+    root = Path(__file__).parent.parent
+    files = sorted(path for package in ("train", "vcreg_jax") for path in (root / package).rglob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from train.provenance import commit, hardware
+import jax
+
+from train.provenance import commit, hardware, versions
 
 
 def claim(folder: Path, config: Any) -> None:
@@ -23,17 +24,18 @@ def claim(folder: Path, config: Any) -> None:
     saved = json.loads(path.read_text())
     # More seeds may be added to a finished run, and what is said about it may change.
     free = {"seeds", "title", "paper", "notes"}
-    changed = [line for line in _differences(saved, described) if line.split(":")[0].split(".")[0] not in free]
+    changed = [line for line in differences(saved, described) if line.split(":")[0].split(".")[0] not in free]
     if changed:
         raise ValueError(
             f"{folder} holds a run of another config ({'; '.join(changed)}). Give another --name, or delete the folder."
         )
 
 
-def _differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
+def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, a line each: `a.b: 1 there, 2 here`."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
         keys = sorted(saved.keys() | wanted.keys())
-        return [line for key in keys for line in _differences(saved.get(key), wanted.get(key), f"{path}.{key}")]
+        return [line for key in keys for line in differences(saved.get(key), wanted.get(key), f"{path}.{key}")]
     return [] if saved == wanted else [f"{path.lstrip('.')}: {saved!r} there, {wanted!r} here"]
 
 
@@ -55,14 +57,16 @@ def provenance(config: Any, command: str, seconds: float) -> dict[str, Any]:
         "command": command,
         "hardware": hardware(),
         "commit": commit(),
-        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")},
+        "versions": versions(),
         "config": as_json(config),
         "wall_seconds": seconds,
     }
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes the file whole or not at all."""
+    """Writes the file whole or not at all; of several hosts the first does."""
+    if jax.process_index() != 0:
+        return
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     partial.replace(path)
