@@ -32,12 +32,12 @@ def run(config: Experiment, command: str) -> Path:
     for sites in config.arms.values():
         loop.prepare(config.train, sites)
     _check_probe(config)
-    claim(folder, config)
-    for seed in config.seeds:
-        for arm, sites in config.arms.items():
-            directory = folder / arm / f"seed{seed}"
-            if not (directory / "result.json").exists():
-                _train_and_probe(config, arm, sites, seed, directory)
+    with claim(folder, config):
+        for seed in config.seeds:
+            for arm, sites in config.arms.items():
+                directory = folder / arm / f"seed{seed}"
+                if not (directory / "result.json").exists():
+                    _train_and_probe(config, arm, sites, seed, directory)
     seconds = time.perf_counter() - started
     write_json(folder / "experiment.json", _description(config, command, seconds))
     return folder

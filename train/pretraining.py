@@ -25,13 +25,13 @@ def run(config: Pretraining, command: str) -> Path:
         raise ValueError(f"Pretraining needs a seed and an arm, got {config.seeds} and {list(config.arms)}.")
     for sites in config.arms.values():
         loop.prepare(config.train, sites)
-    claim(folder, config)
-    for seed in config.seeds:
-        for arm, sites in config.arms.items():
-            directory = folder / arm / f"seed{seed}"
-            if not (directory / "result.json").exists():
-                trained = loop.train(config.train, sites, seed, directory, f"{arm}, seed {seed}")
-                write_json(directory / "result.json", {"validation_accuracy": trained.validation_accuracy})
+    with claim(folder, config):
+        for seed in config.seeds:
+            for arm, sites in config.arms.items():
+                directory = folder / arm / f"seed{seed}"
+                if not (directory / "result.json").exists():
+                    trained = loop.train(config.train, sites, seed, directory, f"{arm}, seed {seed}")
+                    write_json(directory / "result.json", {"validation_accuracy": trained.validation_accuracy})
     seconds = time.perf_counter() - started
     write_json(folder / "pretraining.json", {"name": config.name, **provenance(config, command, seconds)})
     return folder
