@@ -1,5 +1,6 @@
 """An experiment: train under every arm with every seed, probe the frozen features, compare."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -30,12 +31,13 @@ def run(config: Experiment, command: str) -> Path:
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
     hosts.check_same(lambda: _checked(config))
-    hosts.check_same(lambda: claim(folder, config))
-    for seed in config.seeds:
-        for arm, sites in config.arms.items():
-            directory = folder / arm / f"seed{seed}"
-            if not hosts.first_says((directory / "result.json").exists()):
-                _train_and_probe(config, arm, sites, seed, directory)
+    with contextlib.ExitStack() as ours:
+        hosts.check_same(lambda: ours.enter_context(claim(folder, config)))
+        for seed in config.seeds:
+            for arm, sites in config.arms.items():
+                directory = folder / arm / f"seed{seed}"
+                if not hosts.first_says((directory / "result.json").exists()):
+                    _train_and_probe(config, arm, sites, seed, directory)
     seconds = time.perf_counter() - started
     write_json(folder / "experiment.json", _description(config, command, seconds))
     return folder

@@ -13,8 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train.data.pipeline import Split
-from train.provenance import sources, versions
-from train.run_folder import as_json, differences
+from train.provenance import sources
+from train.run_folder import as_json, differences, software
 
 
 def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:
@@ -75,14 +75,18 @@ def check_same(describe: Callable[[], Any]) -> None:
         if lines := differences(other["same"], first["same"]):
             raise ValueError(
                 "All hosts of a run need the same config, code and data. Of host 1 (there) and host 0 (here) differ: "
-                f"{'; '.join(lines)}.".replace("host 1", f"host {host}")
+                f"{'; '.join(lines.values())}.".replace("host 1", f"host {host}")
             )
 
 
 def description(config: Any, data: Sequence[Split]) -> dict[str, Any]:
     """What must be the same on all hosts: config, code, versions, and the data as far as that is cheap to tell."""
-    code = {"sources": sources(), **versions()}
-    return {"config": as_json(config), "code": code, "data": {split.name: split.fingerprint() for split in data}}
+    code = {"sources": sources(), **software()["versions"]}
+    return {
+        "config": as_json(config),
+        "code": code,
+        "data": {split.selection.name: split.selection.fingerprint() for split in data},
+    }
 
 
 def _attempt(describe: Callable[[], Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Pretraining: train under every arm with every seed, and say how well each does on validation images."""
 
+import contextlib
 import json
 import statistics
 import time
@@ -24,13 +25,14 @@ def run(config: Pretraining, command: str) -> Path:
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
     hosts.check_same(lambda: _checked(config))
-    hosts.check_same(lambda: claim(folder, config))
-    for seed in config.seeds:
-        for arm, sites in config.arms.items():
-            directory = folder / arm / f"seed{seed}"
-            if not hosts.first_says((directory / "result.json").exists()):
-                trained = loop.train(config.train, sites, seed, directory, f"{arm}, seed {seed}")
-                write_json(directory / "result.json", {"validation_accuracy": trained.validation_accuracy})
+    with contextlib.ExitStack() as ours:
+        hosts.check_same(lambda: ours.enter_context(claim(folder, config)))
+        for seed in config.seeds:
+            for arm, sites in config.arms.items():
+                directory = folder / arm / f"seed{seed}"
+                if not hosts.first_says((directory / "result.json").exists()):
+                    trained = loop.train(config.train, sites, seed, directory, f"{arm}, seed {seed}")
+                    write_json(directory / "result.json", {"validation_accuracy": trained.validation_accuracy})
     seconds = time.perf_counter() - started
     write_json(folder / "pretraining.json", {"name": config.name, **provenance(config, command, seconds)})
     return folder

@@ -1,11 +1,10 @@
-"""Where a number comes from: the machine, the commit and the versions."""
+"""Where a number comes from: the machine and the code."""
 
 import hashlib
 import os
 import platform
 import re
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -38,11 +37,6 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.strip() + (" with changes" if changed.strip() else "")
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that numbers come from."""
-    return {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
 
 
 def sources() -> str:

@@ -5,14 +5,11 @@ makes only the rows of each global batch that its devices hold. So the state of 
 """
 
 import functools
-import hashlib
 import itertools
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import absl.flags
@@ -48,11 +45,6 @@ class Split:
         return len(self.selection.indices)
 
     @property
-    def name(self) -> str:
-        """For messages: the data set and the split."""
-        return self.selection.name
-
-    @property
     def class_names(self) -> list[str]:
         """What the label's values stand for."""
         return self.selection.class_names
@@ -61,14 +53,6 @@ class Split:
     def num_classes(self) -> int:
         """How many classes the label has."""
         return len(self.class_names)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells a copy of the data from another: examples, a hash of their labels, and of the files' sizes."""
-        folder = Path(self.selection.folder) if self.selection.folder else None
-        sizes = sorted((file.name, file.stat().st_size) for file in folder.iterdir()) if folder else []
-        targets = hashlib.sha256(self.selection.indices.tobytes() + self.selection.targets.tobytes())
-        files = hashlib.sha256(json.dumps(sizes).encode())
-        return {"examples": len(self), "labels": targets.hexdigest()[:16], "files": files.hexdigest()[:16]}
 
     def labels(self) -> np.ndarray:
         """The labels in the split's order, int32 (n,)."""
