@@ -16,6 +16,7 @@ import vcreg_jax as vc
 from tests.torch_models import CifarNet, perturbed
 from train.__main__ import main
 from train.checkpoint import Checkpoints
+from train.config import CheckpointConfig
 from train.convert import convert
 from train.step import split
 from vcreg_jax import torch_weights
@@ -96,13 +97,14 @@ def test_a_runs_newest_checkpoint_is_a_source_too(tmp_path):
     _, params, batch_stats = split(model)
     state = {"step": jnp.int32(3), "params": params, "batch_stats": batch_stats, "opt_state": {"count": jnp.ones(2)}}
     folder = tmp_path / "run" / "arm" / "seed0" / "checkpoints"
-    with Checkpoints(folder, keep=2) as checkpoints:
-        checkpoints.save(2, jax.tree.map(jnp.zeros_like, state))
-        checkpoints.save(3, state)
-    (tmp_path / "run" / "config.json").write_text('{"train": {"model": {"name": "resnet20"}}}')
+    with Checkpoints(folder, CheckpointConfig(), {"train": {"model": {"name": "resnet20"}}}) as checkpoints:
+        checkpoints.save(2, jax.tree.map(jnp.zeros_like, state), {})
+        checkpoints.save(3, state, {})
     convert(folder, tmp_path / "a.pth")
     exported = {key: torch.from_numpy(value) for key, value in torch_weights.export(model).items()}
     assert_same(torch.load(tmp_path / "a.pth", weights_only=True), exported)
+    convert(folder / "2", tmp_path / "c.safetensors")  # one step of them
+    assert all(not value.any() for value in load_file(tmp_path / "c.safetensors").values())
     with pytest.raises(ValueError, match="another model than resnet32"):
         convert(folder, tmp_path / "b.pth", "resnet32")
     with pytest.raises(ValueError, match="holds no checkpoint"):
@@ -113,8 +115,8 @@ def test_of_a_run_with_a_moving_average_the_average_is_taken(tmp_path):
     model = vc.models.create("resnet20", num_classes=4, rngs=nnx.Rngs(0))
     _, params, batch_stats = split(model)
     last = jax.tree.map(jnp.zeros_like, {"params": params, "batch_stats": batch_stats})
-    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
-        checkpoints.save(1, last | {"ema": {"params": params, "batch_stats": batch_stats}})
+    with Checkpoints(tmp_path / "checkpoints", CheckpointConfig(), {}) as checkpoints:
+        checkpoints.save(1, last | {"ema": {"params": params, "batch_stats": batch_stats}}, {})
     convert(tmp_path / "checkpoints", tmp_path / "a.pth", "resnet20")
     exported = {key: torch.from_numpy(value) for key, value in torch_weights.export(model).items()}
     assert_same(torch.load(tmp_path / "a.pth", weights_only=True), exported)

@@ -1,108 +1,167 @@
-"""Checkpoints: Orbax's asynchronous, atomic directories, with content hashes of our own.
+"""The checkpoints of a run: saved in the background, whole or not at all, and read back as they were saved."""
 
-A state is saved as a flat dict `a/b/c -> array` and restored onto any mesh. Orbax restores a flipped bit without a
-word; here every array's hash is kept beside it and compared.
-"""
-
-import hashlib
-import json
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from train.config import CheckpointConfig
+from train.saved_state import CheckpointCorruptError, described, first_line, read_about, read_arrays
 
 
-class CheckpointCorruptError(RuntimeError):
-    """What was read is not what was saved."""
+@dataclass(frozen=True)
+class Restored:
+    """A state that is what was saved, and what stood beside it."""
+
+    step: int
+    state: Any
+    run: Mapping[str, Any]  # as it was given to `Checkpoints`
+    warnings: Sequence[str]  # one for every newer checkpoint that is damaged
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Which checkpoints Orbax preserves: the newest, and those of the best accuracies, which may still be added."""
+
+    config: CheckpointConfig
+    accuracies: dict[int, float | None]  # by step
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """One answer for each of the checkpoints, oldest first."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        rated = [step for step in steps if self.accuracies.get(step) is not None]
+        best = sorted(rated, key=lambda step: (self.accuracies[step], step), reverse=True)
+        kept = {*steps[-self.config.keep_newest :], *best[: self.config.keep_best]}
+        return [step in kept for step in steps]
 
 
 class Checkpoints:
-    """The checkpoints of one run, by step; a context manager that waits for pending saves."""
+    """The checkpoints of one run, by step; a context manager that waits for pending saves.
 
-    def __init__(self, directory: Path, keep: int = 1):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        handlers = {"state": ocp.StandardCheckpointHandler(), "hashes": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options, item_handlers=handlers)
+    Kept are the newest ones and those with the best validation accuracy. `run` is put beside every state: whatever
+    JSON can hold. With several hosts all must make every call together.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig, run: Mapping[str, Any]):
+        self._directory, self._config, self._run = directory.absolute(), config, run
+        self._kept = _Kept(config, {})
+        self._pending: int | None = None
+        self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._manager.wait_until_finished()
+        for failure in self._settled():
+            print(failure, file=sys.stderr)
         self._manager.close()
 
-    def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step, or None."""
-        return self._manager.latest_step()
+    def save(self, step: int, state: Any, validation: Mapping[str, float], wait: bool = False) -> list[str]:
+        """Starts to save `state` and returns once its arrays may be donated.
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts to save `state`; returns once its arrays may be donated."""
-        if step in self._manager.all_steps():
-            return
-        arrays = _flat(state)
-        hashes = {path: _hash(array) for path, array in arrays.items() if array.is_fully_addressable}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), hashes=ocp.args.JsonSave(hashes))
-        self._manager.save(step, args=items)
-
-    def restore(self, step: int, like: Any) -> Any:
-        """The state of `step`, with the structure and the shardings of `like` (arrays or abstract arrays).
+        Returns a line for each save that is now known to have failed, the one before this or, with `wait`, this one.
 
         Raises:
-          ValueError: when the checkpoint holds other names, shapes or dtypes than `like`.
-          CheckpointCorruptError: when an array cannot be read, or is not the one that was saved.
+          OSError: for those, when the config says so.
         """
-        wanted = {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            for path, leaf in _flat(like).items()
-        }
-        self._manager.wait_until_finished()
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), hashes=ocp.args.JsonRestore())
-        try:
-            saved = self._manager.item_metadata(step)["state"]
-            _check_structure(step, saved, wanted)
-            restored = self._manager.restore(step, args=items)
-        except _OtherStructureError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise many types, some of them `Exception` itself
-            raise CheckpointCorruptError(f"Checkpoint {step} cannot be read: {_first_line(error)}") from error
-        arrays, hashes = restored["state"], restored["hashes"]
-        changed = [path for path in hashes if _hash(arrays[path]) != hashes[path]]
-        if changed:
+        failures = self._settled()
+        if step not in self._manager.all_steps():
+            arrays = _flat(state)
+            about = described(arrays, validation, self._run)
+            items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
+            self._kept.accuracies[step] = validation.get("accuracy")
+            self._pending = step
+            try:
+                self._manager.save(step, args=items)
+            except Exception as error:  # what a file system says comes in many types
+                failures.append(self._failed(error))
+        if wait:
+            failures += self._settled()
+        if failures and self._config.on_save_error == "stop":
+            raise OSError(" ".join(failures))
+        return failures
+
+    def restore_newest(self, like: Any) -> Restored | None:
+        """The newest state that is what was saved, with the structure and the shardings of `like`; None if none is.
+
+        Newer ones that are damaged are set aside, under another name.
+
+        Raises:
+          ValueError: when the newest that can be read holds other names, shapes or dtypes than `like`.
+          CheckpointCorruptError: when there are checkpoints and all of them are damaged; they stay where they are.
+        """
+        wanted, damaged = _flat(like), {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                arrays, about = read_arrays(self._directory / str(step), wanted)
+            except CheckpointCorruptError as error:
+                damaged[step] = str(error)
+                continue
+            warnings = [f"{reason} Set aside as {self._set_aside(bad)}." for bad, reason in damaged.items()]
+            if damaged:
+                self._manager.close()
+                self._manager = self._open()
+            state = jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
+            return Restored(step, state, about["run"], warnings)
+        if damaged:
             raise CheckpointCorruptError(
-                f"Checkpoint {step} holds other bits than were saved in: {', '.join(changed)}."
+                f"None of the checkpoints in {self._directory} is good: {' '.join(damaged.values())} "
+                "Put back a copy, or delete the folder to begin anew."
             )
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
+        return None
 
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._kept, create=True, cleanup_tmp_directories=True, save_root_metadata=False
+        )
+        handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+        manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+        self._kept.accuracies.update({step: self._accuracy(step) for step in manager.all_steps()})
+        return manager
 
-class _OtherStructureError(ValueError):
-    """A checkpoint of another model or optimizer."""
+    def _accuracy(self, step: int) -> float | None:
+        try:
+            return read_about(self._directory / str(step))["validation"].get("accuracy")
+        except CheckpointCorruptError:
+            return None  # said when it is restored
 
+    def _settled(self) -> list[str]:
+        """Waits for the save that goes on, if one does."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            return [self._failed(error)]
+        self._pending = None
+        return []
 
-def _check_structure(step: int, saved: Any, wanted: dict[str, Any]) -> None:
-    described = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in saved.items()}
-    expected = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in wanted.items()}
-    lines = [f"- {path}: {described[path]} is saved, not wanted" for path in described.keys() - expected.keys()]
-    lines += [f"+ {path}: {expected[path]} is wanted, not saved" for path in expected.keys() - described.keys()]
-    for path in described.keys() & expected.keys():
-        if described[path] != expected[path]:
-            lines.append(f"! {path}: {described[path]} is saved, {expected[path]} is wanted")
-    if lines:
-        differences = "\n".join(sorted(lines))
-        raise _OtherStructureError(f"Checkpoint {step} is of another model or optimizer:\n{differences}")
+    def _failed(self, error: Exception) -> str:
+        """The error in one line; what follows may be saved again, which Orbax's manager would refuse after an error."""
+        step, self._pending = self._pending, None
+        with contextlib.suppress(Exception):  # the same again
+            self._manager.close()
+        self._manager = self._open()
+        return f"Checkpoint {step} could not be saved: {first_line(error)}."
+
+    def _set_aside(self, step: int) -> str:
+        name, copy = f"damaged-{step}", 1
+        while (self._directory / name).exists():
+            copy += 1
+            name = f"damaged-{step}-{copy}"
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("a name is found")
+        if jax.process_index() == 0:
+            (self._directory / str(step)).rename(self._directory / name)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("a damaged checkpoint is set aside")
+        return name
 
 
 def _flat(tree: Any) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _hash(array: jax.Array) -> str:
-    host = np.asarray(array)
-    header = json.dumps([str(host.dtype), host.shape]).encode()
-    return hashlib.sha256(header + np.ascontiguousarray(host).tobytes()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

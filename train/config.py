@@ -117,6 +117,21 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """Which checkpoints are kept, and what becomes of a run that cannot write one."""
+
+    keep_newest: int = 2  # of which one may turn out to be damaged
+    keep_best: int = 1  # by validation accuracy, of the steps that are evaluated and saved
+    on_save_error: Literal["continue", "stop"] = "continue"  # with a warning in metrics.jsonl, too
+
+    def __post_init__(self):
+        if self.keep_newest < 1 or self.keep_best < 0:
+            raise ValueError(
+                f"Needed: keep_newest >= 1 and keep_best >= 0, got {self.keep_newest} and {self.keep_best}."
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One supervised training run."""
 
@@ -131,7 +146,7 @@ class TrainConfig:
     eval_every: int = 100  # steps
     save_every: int = 500  # steps
     log_every: int = 10  # steps
-    keep_checkpoints: int = 1  # the newest ones
+    checkpoints: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
 
 

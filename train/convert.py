@@ -6,7 +6,6 @@ place its tensor, before anything is written.
 
 import importlib
 import importlib.util
-import json
 import math
 import pickle
 import re
@@ -21,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 import vcreg_jax as vc
-from train.checkpoint import Checkpoints
+from train.saved_state import read_arrays
 from vcreg_jax import torch_weights
 from vcreg_jax.models.resnet_cifar import CifarResNet
 from vcreg_jax.models.torch_names import NAMINGS, from_torch
@@ -41,7 +40,8 @@ def convert(source: Path, target: Path, name: str | None = None, num_classes: in
     tensors are written as float32, our models' parameters.
 
     Args:
-      source: a `.pth`, `.th`, `.pt` or `.safetensors` file, or the `checkpoints` folder of a run that is not going on.
+      source: a `.pth`, `.th`, `.pt` or `.safetensors` file, the `checkpoints` folder of a run, of which the newest is
+        taken, or one of the steps in it.
       target: a file with one of these suffixes. Tensors keep the names they have in `source`; those of a checkpoint
         get the names of the library that has the model, torchvision's where both do.
       name: which model it is, one of `vc.models.names()`; by default what `source` says of itself, as our
@@ -171,26 +171,19 @@ def _read_safetensors(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parameters and statistics of the newest step by their paths in our model, against their hashes."""
-    import orbax.checkpoint as ocp
-
-    if not any(path.name.isdigit() for path in directory.iterdir()):
+    """Parameters and statistics, by their paths in our model."""
+    steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+    one = directory if (directory / "about").is_dir() else None
+    if not (one or steps):
         raise ValueError(f"{directory} holds no checkpoint. Give the folder `checkpoints` of a run, or a file.")
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with Checkpoints(directory) as checkpoints, ocp.StandardCheckpointer() as reader:
-        step = checkpoints.latest_step()
-        assert step is not None  # there is a folder of digits
-        saved: Any = reader.metadata(directory.absolute() / str(step) / "state").item_metadata
-        like = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for path, leaf in saved.items()}
-        state = checkpoints.restore(step, like)
+    state, about = read_arrays((one or directory / str(max(steps))).absolute())
     average = "ema/" if any(path.startswith("ema/") for path in state) else ""
     groups = (f"{average}params/", f"{average}batch_stats/")
     tensors = {
         path.removeprefix(average).split("/", 1)[1]: value for path, value in state.items() if path.startswith(groups)
     }
-    config = directory.absolute().parents[2] / "config.json"  # of runs/NAME/ARM/SEED/checkpoints
-    said = {"model": json.loads(config.read_text())["train"]["model"]["name"]} if config.is_file() else {}
-    return tensors, said
+    run = about["run"]
+    return tensors, {"model": run["train"]["model"]["name"]} if run else {}
 
 
 def _write(target: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """What a run says while it goes: JSON lines in a file, a progress bar on a terminal."""
 
+import errno
 import json
 import sys
 import time
@@ -17,16 +18,40 @@ class MetricsFile:
     since those steps are about to be taken again."""
 
     def __init__(self, path: Path, start_step: int):
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] < start_step]
-        path.write_text("".join(f"{line}\n" for line in kept))
         self._path = path
+        if jax.process_index() != 0:
+            return
+        whole, _, _torn = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
+        kept = [line for line in whole.splitlines() if json.loads(line)["step"] < start_step]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.replace(path)
+        self._size, self._unwritten = path.stat().st_size, b""
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Appends one line; metrics may still be on the device."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._append({"step": step, "split": split, **values})
+
+    def warn(self, step: int, message: str) -> None:
+        """Appends a line of the split "warning"."""
+        self._append({"step": step, "split": "warning", "message": message})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        """On a full disk lines wait until there is room; of several hosts the first writes."""
+        if jax.process_index() != 0:
+            return
+        self._unwritten += json.dumps(line).encode() + b"\n"
+        try:
+            with self._path.open("r+b") as file:
+                file.truncate(self._size)  # what a write left that did not come to its end
+                file.seek(self._size)
+                file.write(self._unwritten)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            return
+        self._size, self._unwritten = self._size + len(self._unwritten), b""
 
 
 class Bar:

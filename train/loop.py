@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from train import mesh as meshes
+from train import resume
 from train.augment import check_mix
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
@@ -77,27 +78,30 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
     predict_with = make_predict(run.graphdef, normalize)
 
     directory.mkdir(parents=True, exist_ok=True)
-    with jax.set_mesh(run.mesh), Checkpoints(directory / "checkpoints", config.keep_checkpoints) as checkpoints:
+    about = resume.description(config, sites, seed, run.mesh, run.data)
+    with jax.set_mesh(run.mesh), Checkpoints(directory / "checkpoints", config.checkpoints, about) as checkpoints:
         state = create_state(run.architecture, run.optimizer, run.mesh, seed, config.ema is not None)
-        if (start := checkpoints.latest_step()) is not None:
-            state = checkpoints.restore(start, like=state)
-        start = start or 0
+        start, warnings = 0, []
+        if restored := checkpoints.restore_newest(like=state):
+            start, state = restored.step, restored.state
+            warnings = [*restored.warnings, *resume.check(start, restored.run, about)]
         metrics_file = MetricsFile(directory / "metrics.jsonl", start)
-        stream = run.data.train_batches(config.batch_size, seed, start, config.mix.group_size)
+        rows = meshes.host_rows(run.mesh, config.batch_size)
+        stream = run.data.train_batches(config.batch_size, seed, start, config.mix.group_size, rows)
         batches = DataWait(device_batches(stream, run.mesh))
-        accuracy = 0.0
         rate = Rate(config.batch_size)
         with Bar(title, config.steps, start) as bar:
+            warn(bar, metrics_file, start, warnings)
             for step in range(start, config.steps + 1):
-                last = step == config.steps
+                last, validation = step == config.steps, {}
                 if last or step % config.eval_every == 0:
                     predict = functools.partial(predict_with, *weights_to_use(state))
-                    metrics = evaluate(predict, run.validation, config.batch_size, run.mesh)
-                    metrics_file.write(step, "validation", metrics)
-                    accuracy = metrics["accuracy"]
-                    bar.line(f"step {step}/{config.steps}  validation accuracy {accuracy:.1%}  {rate}")
+                    validation = evaluate(predict, run.validation, config.batch_size, run.mesh)
+                    metrics_file.write(step, "validation", validation)
+                    bar.line(f"step {step}/{config.steps}  validation accuracy {validation['accuracy']:.1%}  {rate}")
                 if last or (step % config.save_every == 0 and step > start):
-                    checkpoints.save(step, state)
+                    failures = checkpoints.save(step, state, validation, wait=last)
+                    warn(bar, metrics_file, step, failures)
                 if last:
                     break
                 state, metrics = train_step(state, next(batches), seed)
@@ -105,13 +109,20 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     metrics_file.write(step, "train", metrics | {"data_wait": batches.share()})
                     rate.update(step)
                     bar.update(step, f"loss {metrics['loss']:.4f}  {rate}")
-    return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), accuracy)
+    return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), validation["accuracy"])
+
+
+def warn(bar: Bar, metrics_file: MetricsFile, step: int, warnings: Sequence[str]) -> None:
+    """Says what a person should know who was not watching: on the terminal and in `metrics.jsonl`."""
+    for text in warnings:
+        bar.line(f"warning: {text}")
+        metrics_file.warn(step, text)
 
 
 def evaluate(predict: Predict, data: pipeline.Split, batch_size: int, mesh: Mesh) -> dict[str, float]:
     """Mean loss and accuracy over the whole split, every example counted once."""
     totals = {"loss": 0.0, "accuracy": 0.0, "count": 0.0}
-    for batch in device_batches(data.eval_batches(batch_size), mesh):
+    for batch in device_batches(data.eval_batches(batch_size, meshes.host_rows(mesh, batch_size)), mesh):
         logits, _ = predict(batch["image"])
         sums = jax.device_get(eval_sums(logits, batch["label"], batch["mask"]))
         totals = {name: totals[name] + float(sums[name]) for name in totals}

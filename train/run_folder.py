@@ -1,40 +1,102 @@
-"""The folder of a run: whose it is, and how it was made."""
+"""The folder of a run: who writes to it, of which config it is, and how it was made."""
 
+import contextlib
 import dataclasses
+import datetime
+import fcntl
 import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from train.provenance import commit, hardware
 
+# What is said about a run, where it runs and how it is stored. More seeds may be added to a finished run.
+_FREE = ("seeds", "title", "paper", "notes", "runs_directory", "train.mesh", "train.checkpoints", "train.save_every")
+_FREE += tuple(f"train.data.{name}" for name in ("directory", "reader_threads", "reader_processes"))
 
-def claim(folder: Path, config: Any) -> None:
-    """Writes `config.json` into the folder.
+
+@contextlib.contextmanager
+def claim(folder: Path, config: Any) -> Iterator[None]:
+    """Keeps the folder to this process, with the config in `config.json`.
+
+    Weights of regularizers may change as long as no run of their arm is finished, with a line on stderr that says so.
 
     Raises:
-      ValueError: when another config has made it, saying where they differ.
+      ValueError: when another process writes to it, or another config has made it, saying where they differ.
     """
-    path, described = folder / "config.json", as_json(config)
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, described)
+    if jax.process_index() != 0:
+        yield  # the first host speaks for all
         return
-    saved = json.loads(path.read_text())
-    # More seeds may be added to a finished run, and what is said about it may change.
-    free = {"seeds", "title", "paper", "notes"}
-    changed = [line for line in _differences(saved, described) if line.split(":")[0].split(".")[0] not in free]
-    if changed:
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        _check_config(folder, as_json(config))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The system lets go of the lock when its holder ends, however that happens."""
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ValueError(f"{folder} is in use by {holder}. Wait for its end, or give another --name.") from None
+        except OSError as error:
+            print(f"{folder} cannot be locked ({error}): let no other process write to it.", file=sys.stderr)
+        file.truncate(0)
+        since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        file.flush()
+        yield
+
+
+def _check_config(folder: Path, described: Any) -> None:
+    path = folder / "config.json"
+    if not path.exists():
+        return write_json(path, described)
+    changes = differences(json.loads(path.read_text()), described)
+    changes = {field: change for field, change in changes.items() if not is_free(field)}
+    weights = {field for field in changes if is_weight(field) and not _finished(folder, field.split(".")[1])}
+    if refused := [change for field, change in changes.items() if field not in weights]:
         raise ValueError(
-            f"{folder} holds a run of another config ({'; '.join(changed)}). Give another --name, or delete the folder."
+            f"{folder} holds a run of another config ({'; '.join(refused)}). Give another --name, or delete the folder."
         )
+    for field in sorted(weights):
+        print(f"warning: {folder} goes on with another weight ({changes[field]}).", file=sys.stderr)
+    write_json(path, described)
 
 
-def _differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
+def _finished(folder: Path, arm: str) -> bool:
+    return any((folder / arm).glob("seed*/result.json"))
+
+
+def is_free(field: str) -> bool:
+    """Whether a field of a config, by its path, may change while a run goes on."""
+    return field.startswith(_FREE)
+
+
+def is_weight(field: str) -> bool:
+    """Whether a field of a config, by its path, is a weight of a regularizer."""
+    return field.split(".")[-1] in ("alpha", "beta")
+
+
+def differences(saved: Any, wanted: Any, path: str = "") -> dict[str, str]:
+    """Where two descriptions differ: by the path of the field, how."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
-        keys = sorted(saved.keys() | wanted.keys())
-        return [line for key in keys for line in _differences(saved.get(key), wanted.get(key), f"{path}.{key}")]
-    return [] if saved == wanted else [f"{path.lstrip('.')}: {saved!r} there, {wanted!r} here"]
+        found = {}
+        for key in sorted(saved.keys() | wanted.keys()):
+            found |= differences(saved.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+        return found
+    return {} if saved == wanted else {path: f"{path}: {saved!r} there, {wanted!r} here"}
 
 
 def as_json(config: Any) -> Any:
@@ -51,18 +113,19 @@ def as_json(config: Any) -> Any:
 
 def provenance(config: Any, command: str, seconds: float) -> dict[str, Any]:
     """How a run was made: command, hardware, commit, versions, config, time."""
-    return {
-        "command": command,
-        "hardware": hardware(),
-        "commit": commit(),
-        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")},
-        "config": as_json(config),
-        "wall_seconds": seconds,
-    }
+    return {"command": command, **software(), "config": as_json(config), "wall_seconds": seconds}
+
+
+def software() -> dict[str, Any]:
+    """What runs and on what: hardware, commit, versions."""
+    names = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+    return {"hardware": hardware(), "commit": commit(), "versions": {name: metadata.version(name) for name in names}}
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes the file whole or not at all."""
+    """Writes the file whole or not at all; of several hosts the first does."""
+    if jax.process_index() != 0:
+        return
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     partial.replace(path)

@@ -1,5 +1,6 @@
 """Which records of which prepared data set make up a split, and what their target is."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,16 @@ class Selection:
     class_names: list[str]
     stored_shape: tuple[int | None, int | None, int]  # None: images differ
     folder: str  # where they lie
+
+    def fingerprint(self) -> str:
+        """What tells this split from another: all indices and targets, the classes, and the bytes of sixteen images."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for numbers in (self.indices, self.targets):
+            digest.update(np.asarray(numbers, np.int64).tobytes())
+        for place in np.linspace(0, len(self.indices) - 1, 16).astype(int):
+            image = self.records[int(self.indices[place])]["image"]
+            digest.update(image if isinstance(image, bytes) else np.asarray(image).tobytes())
+        return digest.hexdigest()
 
 
 def select(config: DataConfig, split: str, label: str) -> Selection:

@@ -1,0 +1,148 @@
+"""One checkpoint on disk: arrays that Orbax wrote, and beside them what they are and where they come from.
+
+<step>/state/          Orbax's files: a flat dict, a/b/c -> array
+<step>/about/metadata  JSON: every array's shape, dtype and hash, the run that made them, and a hash of that text itself
+
+Orbax restores a flipped bit without a word; what is read here is what was saved, or an error.
+"""
+
+import contextlib
+import gc
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from train.content_hash import content_hashes, differing
+
+Arrays = Mapping[str, Any]  # by path; arrays, or shapes and dtypes with shardings
+
+
+class CheckpointCorruptError(OSError):
+    """What was read is not what was saved."""
+
+
+def described(arrays: Mapping[str, jax.Array], validation: Mapping[str, float], run: Mapping[str, Any]) -> dict:
+    """What stands beside the arrays; `run` is whatever JSON can hold. All hosts must call it together."""
+    hashes = content_hashes(arrays)
+    about = {
+        "arrays": {path: {"is": _kind(array), "hash": hashes[path]} for path, array in arrays.items()},
+        "validation": dict(validation),
+        "run": dict(run),
+    }
+    return about | {"sha256": _text_hash(about)}
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What stands beside the arrays in `folder`, a checkpoint of one step.
+
+    Raises:
+      CheckpointCorruptError: when it cannot be read, or is not what was written.
+    """
+    file = folder / "about" / "metadata"
+    try:
+        about = json.loads(file.read_text())
+        text_hash = about.pop("sha256")
+        if text_hash == _text_hash(about):
+            return about
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointCorruptError(f"{file} cannot be read: {first_line(error)}.") from error
+    raise CheckpointCorruptError(f"{file} is not what was written.")
+
+
+def read_arrays(folder: Path, like: Arrays | None = None) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """The arrays in `folder`, with the shardings of `like`, and what stands beside them; on every host, or on none.
+
+    Without `like` all that was saved, on this process's first device.
+
+    Raises:
+      ValueError: when the checkpoint holds other names, shapes or dtypes than `like`, with every difference.
+      CheckpointCorruptError: when on some host an array cannot be read, or is not the one that was saved.
+    """
+    arrays, about, reason = {}, {}, None
+    try:
+        about = read_about(folder)
+        wanted = _as_saved(about["arrays"]) if like is None else like
+        _check_structure(folder, about["arrays"], wanted)
+        with _first_error_alone():
+            arrays = ocp.StandardCheckpointHandler().restore(folder / "state", args=_restore(wanted))
+    except CheckpointCorruptError as error:
+        reason = str(error)
+    except _OtherStructureError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many types, some of them `Exception` itself
+        reason = f"{folder} cannot be read: {first_line(error)}."
+    if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(reason is not None)).any():
+        reason = reason or f"{folder} cannot be read on another host."
+    if reason:
+        raise CheckpointCorruptError(reason)
+    changed = differing(arrays, {path: saved["hash"] for path, saved in about["arrays"].items()})
+    if changed:
+        raise CheckpointCorruptError(f"{folder} holds other bits than were saved in: {', '.join(changed)}.")
+    return arrays, about
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+class _OtherStructureError(ValueError):
+    """A checkpoint of another model or optimizer."""
+
+
+def _check_structure(folder: Path, saved: Mapping[str, Any], wanted: Arrays) -> None:
+    there = {path: array["is"] for path, array in saved.items()}
+    here = {path: _kind(array) for path, array in wanted.items()}
+    lines = [f"- {path}: {there[path]} is saved, not wanted" for path in there.keys() - here.keys()]
+    lines += [f"+ {path}: {here[path]} is wanted, not saved" for path in here.keys() - there.keys()]
+    for path in there.keys() & here.keys():
+        if there[path] != here[path]:
+            lines.append(f"! {path}: {there[path]} is saved, {here[path]} is wanted")
+    if lines:
+        differences = "\n".join(sorted(lines))
+        raise _OtherStructureError(f"{folder} is a checkpoint of another model or optimizer:\n{differences}")
+
+
+def _kind(array: Any) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def _as_saved(saved: Mapping[str, Any]) -> Arrays:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    kinds = {path: array["is"].rstrip("]").split("[") for path, array in saved.items()}
+    return {
+        path: jax.ShapeDtypeStruct(tuple(int(size) for size in shape.split(",") if size), dtype, sharding=device)
+        for path, (dtype, shape) in kinds.items()
+    }
+
+
+def _restore(wanted: Arrays) -> Any:
+    shapes = {path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for path, a in wanted.items()}
+    return ocp.args.StandardRestore(shapes)
+
+
+def _text_hash(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _first_error_alone() -> Iterator[None]:
+    """Arrays are read at the same time; of those that fail, all after the first would be printed with tracebacks."""
+    hook, logger = sys.excepthook, logging.getLogger("asyncio")
+    sys.excepthook, logger.disabled = lambda *_: None, True
+    try:
+        yield
+    except Exception:
+        gc.collect()  # of tasks whose errors nobody will ask for
+        raise
+    finally:
+        sys.excepthook, logger.disabled = hook, False
