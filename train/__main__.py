@@ -76,10 +76,12 @@ def _dispatch(command: str, *arguments: str) -> None:
 
 
 def _run(config: Any, command: str) -> None:
-    from train import experiment, pretraining
-    from train.config import Pretraining
+    from train import experiment, pretraining, transfer
+    from train.config import Pretraining, Transfer
 
-    if isinstance(config, Pretraining):
+    if isinstance(config, Transfer):
+        print(f"Run: {transfer.run(config, command)}")
+    elif isinstance(config, Pretraining):
         folder = pretraining.run(config, command)
         print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
     else:

@@ -84,6 +84,8 @@ class Split:
         An image that is left out is masked.
         """
         hosts, host = jax.process_count(), jax.process_index()
+        if self.config.in_memory:
+            return self._padded_from_memory(batch_size)
         padded = grain.MapDataset.range(math.ceil(len(self) / batch_size) * batch_size)
         return self._named(self._read(padded.map(self._eval_example).batch(batch_size // hosts)[host::hosts]))
 
@@ -186,6 +188,14 @@ class Split:
                 images.append(image if isinstance(image, np.ndarray) else self.eval_transform(image))
         return np.stack(images), np.delete(self.selection.targets, left_out)
 
+    def _padded_from_memory(self, batch_size: int) -> Iterator[Batch]:
+        hosts, host = jax.process_count(), jax.process_index()
+        images, labels = self._memory
+        for start in range(0, len(images), batch_size):
+            rows = np.arange(start, start + batch_size)[host * batch_size // hosts : (host + 1) * batch_size // hosts]
+            shown, mask = np.minimum(rows, len(images) - 1), rows < len(images)
+            yield {"image": images[shown], "label": np.where(mask, labels[shown], 0), "mask": mask}
+
     def _batches_from_memory(self, batch_size: int, seed: int, start_step: int, group_size: int) -> Iterator[Batch]:
         hosts, host = jax.process_count(), jax.process_index()
         rows = slice(host * batch_size // hosts, (host + 1) * batch_size // hosts)
@@ -215,6 +225,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+@functools.lru_cache(maxsize=32)
 def load(config: DataConfig, split: str, label: str | None = None) -> Split:
     """A split of a prepared data set; `label` stands in for `config.label`.
 
