@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from train import loop
-from train.config import Experiment, Pretraining
+from train.config import Experiment, Pretraining, Transfer
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "recipes"))
 # Data sets that a fresh machine does not have: random images of the same size, channels and classes stand in.
-NEEDS_FILES = {"fashion_mnist": (28, 1, 10), "imagenet": (256, 3, 1000)}
+NEEDS_FILES = {"fashion_mnist": (28, 1, 10), "imagenet": (256, 3, 1000), "cifar100": (32, 3, 100)}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -22,7 +22,7 @@ def test_every_config_says_what_it_reproduces_and_can_run(path, tmp_path, monkey
         assert f"\n{heading} " in module.__doc__, f"{path} is a lab note: it needs a line '{heading}'"
     monkeypatch.chdir(tmp_path)
     config = module.get_config()
-    assert isinstance(config, Experiment | Pretraining)
+    assert isinstance(config, Experiment | Pretraining | Transfer)
     train = config.train
     if train.data.name in NEEDS_FILES:
         size, channels, classes = NEEDS_FILES[train.data.name]
@@ -35,5 +35,6 @@ def test_every_config_says_what_it_reproduces_and_can_run(path, tmp_path, monkey
             in_memory=False,
         )
         train = replace(train, data=data)
-    for sites in config.arms.values():
-        loop.prepare(train, sites)
+    for arm in config.arms.values():
+        for sites in [candidate.sites for candidate in arm] if isinstance(config, Transfer) else [arm]:
+            loop.prepare(train, sites)

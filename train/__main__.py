@@ -81,14 +81,17 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
     parser.add_argument("--process-id", metavar="I", type=int)
     given, overrides = parser.parse_known_args(arguments[1:])
     config = _overridden(_load_config(Path(arguments[0])), tuple(overrides))
-    from train import experiment, hosts, pretraining
-    from train.config import Pretraining
+    from train import experiment, hosts, pretraining, transfer
+    from train.config import Pretraining, Transfer
 
     hosts.join(given.coordinator, given.num_processes, given.process_id)
-    folder = (pretraining if isinstance(config, Pretraining) else experiment).run(config, command)
+    kind = {Pretraining: pretraining, Transfer: transfer}.get(type(config), experiment)
+    folder = kind.run(config, command)
     if not hosts.is_first():
         return
-    if isinstance(config, Pretraining):
+    if isinstance(config, Transfer):
+        print(f"Run: {folder}")
+    elif isinstance(config, Pretraining):
         print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
     else:
         _report(folder)

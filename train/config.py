@@ -189,3 +189,40 @@ class Pretraining:
     seeds: tuple[int, ...] = (0,)
     runs_directory: str = "runs"
     paper: str = ""  # the paper's result that this one stands beside
+
+
+@dataclass(frozen=True)
+class Target:
+    """A data set that frozen features are probed on."""
+
+    data: DataConfig
+    probe: ProbeConfig
+    held_out: float | int | None = (
+        None  # training images that validate: a share, or a number of each class; None: a split
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of an arm's search."""
+
+    sites: Sites = field(default_factory=Sites)
+    weight_decay: float | None = None  # None: the recipe's
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Pretrain under every arm with every seed, probe the frozen features on every target.
+
+    Of an arm's candidates the one goes on whose probes, with the tuning seed, are best on the targets' validation
+    images, on average over targets; every arm must have as many. The first arm is what the others are compared with.
+    """
+
+    name: str  # of the folder under `runs_directory`
+    train: TrainConfig  # what all runs share
+    arms: dict[str, tuple[Candidate, ...]]
+    targets: dict[str, Target]
+    seeds: tuple[int, ...]
+    tuning_seed: int
+    runs_directory: str = "runs"
+    paper: str = ""  # the paper's result that this one stands beside

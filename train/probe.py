@@ -12,7 +12,7 @@ Shapes: n examples, d features, k classes, s strengths, p strengths being solved
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ def l2_grid(low: float, high: float, count: int = 45) -> np.ndarray:
 
 
 L2_GRID = l2_grid(1e-6, 1e5)  # Kornblith et al. 2019, SimCLR, BYOL
+Metric = Literal["top1", "mean_per_class"]
 PAPER_L2_GRID = l2_grid(1e-5, 1e5)  # Appendix C.1: "between 0.00001 and 100000"
 
 
@@ -48,6 +49,14 @@ class _Rows(NamedTuple):
     features: Array
     labels: Array
     mask: Array
+
+
+class Selection(NamedTuple):
+    """How strengths fare on validation."""
+
+    l2: float  # the strength chosen
+    validation_accuracy: Float[np.ndarray, " s"]  # fraction, by the protocol's metric
+    fit: Fit  # of train, at every strength
 
 
 class ProbeResult(NamedTuple):
@@ -124,6 +133,21 @@ def predict(fit: Fit, features: Float[ArrayLike, "n d"]) -> Int[Array, "s n"]:
     return lax.map(lambda wb: (dot("nd,dk->nk", x, wb[0]) + wb[1][None]).argmax(axis=-1), (fit.weights, fit.bias))
 
 
+def select(
+    train: Split,
+    val: Split,
+    num_classes: int,
+    l2: Float[ArrayLike, " s"] | Sequence[float] = L2_GRID,
+    *,
+    metric: Metric = "top1",
+    standardize: bool = False,
+    **solving: Any,
+) -> Selection:
+    """The strength that is best on validation; of equals the strongest. Arguments as for `select_and_test`."""
+    rows = _checked_splits({"train": train, "val": val}, num_classes, metric)
+    return _selected(rows, num_classes, np.atleast_1d(np.asarray(l2, np.float64)), metric, standardize, solving)
+
+
 def select_and_test(
     train: Split,
     val: Split,
@@ -131,11 +155,10 @@ def select_and_test(
     num_classes: int,
     l2: Float[ArrayLike, " s"] | Sequence[float] = L2_GRID,
     *,
-    metric: Literal["top1", "mean_per_class"] = "top1",
+    metric: Metric = "top1",
     standardize: bool = False,
     tolerance: float = 1e-4,
-    max_iterations: int = 2000,
-    lanes: int = 5,
+    **solving: Any,
 ) -> ProbeResult:
     """Test accuracy of the strength that is best on validation, refitted on train and validation together.
 
@@ -152,42 +175,55 @@ def select_and_test(
       standardize: give each feature mean 0 and variance 1, by train for selection and by train and validation for
         the refit. Off in the paper; others do so (SynCLR).
       tolerance: of `fit`, as the remaining arguments.
-      max_iterations: of `fit`.
-      lanes: of `fit`.
+      **solving: `max_iterations` and `lanes` of `fit`.
 
     Raises:
       ValueError: as `fit`, naming the split.
     """
-    if metric not in ("top1", "mean_per_class"):
-        raise ValueError(f"metric must be 'top1' or 'mean_per_class', got {metric!r}.")
-    named = {"train": train, "val": val, "test": test}
-    rows = {name: _checked(name, *split, num_classes) for name, split in named.items()}
-    if len(widths := {split.features.shape[1] for split in rows.values()}) > 1:
-        raise ValueError(f"splits must have the same number of features, got {sorted(widths)}. Use one backbone.")
-    how = {"tolerance": tolerance, "max_iterations": max_iterations, "lanes": lanes}
-
-    def accuracies(fitted_on: _Rows, strengths, tested_on: _Rows) -> tuple[Fit, np.ndarray]:
-        if standardize:
-            fitted_on, tested_on = (_standardized(split, by=fitted_on) for split in (fitted_on, tested_on))
-        found = fit(fitted_on.features, fitted_on.labels, num_classes, strengths, mask=fitted_on.mask, **how)
-        return found, np.asarray(_accuracy(predict(found, tested_on.features), tested_on, num_classes, metric))
-
+    rows = _checked_splits({"train": train, "val": val, "test": test}, num_classes, metric)
     strengths = np.atleast_1d(np.asarray(l2, np.float64))
-    selection, validation_accuracy = accuracies(rows["train"], strengths, rows["val"])
-    chosen = float(strengths[validation_accuracy == validation_accuracy.max()].max())
+    how = {"tolerance": tolerance, **solving}
+    selection = _selected(rows, num_classes, strengths, metric, standardize, how)
     both = _Rows(*(jnp.concatenate(pair) for pair in zip(rows["train"], rows["val"], strict=True)))
-    final, (test_accuracy,) = accuracies(both, [chosen], rows["test"])
+    final, (test_accuracy,) = _fitted(both, rows["test"], num_classes, [selection.l2], metric, standardize, how)
+    fits = (selection.fit, final)
     return ProbeResult(
         protocol=f"L-BFGS linear probe, sum of cross entropies + l2/2 |W|^2, {strengths.size} strengths in "
         f"{strengths.min():g}..{strengths.max():g} selected by validation {metric}, refit on train+val, test {metric}, "
         f"features {'standardized' if standardize else 'as they come'}, relative gradient <= {tolerance:g}",
-        l2=chosen,
-        validation_accuracy=validation_accuracy,
+        l2=selection.l2,
+        validation_accuracy=selection.validation_accuracy,
         test_accuracy=float(test_accuracy),
-        converged=bool(selection.converged.all() & final.converged.all()),
-        worst_gradient_norm=max(float(selection.gradient_norm.max()), float(final.gradient_norm.max())),
+        converged=all(bool(fit.converged.all()) for fit in fits),
+        worst_gradient_norm=max(float(fit.gradient_norm.max()) for fit in fits),
         fit=final,
     )
+
+
+def _fitted(
+    on: _Rows, tested: _Rows, num_classes: int, l2: Any, metric: Metric, standardize: bool, solving: dict[str, Any]
+) -> tuple[Fit, np.ndarray]:
+    """The fits on one split, and the metric of each on another."""
+    if standardize:
+        on, tested = _standardized(on, by=on), _standardized(tested, by=on)
+    found = fit(on.features, on.labels, num_classes, l2, mask=on.mask, **solving)
+    return found, np.asarray(_accuracy(predict(found, tested.features), tested, num_classes, metric))
+
+
+def _selected(
+    rows: dict[str, _Rows], num_classes: int, l2: np.ndarray, metric: Metric, standardize: bool, solving: dict[str, Any]
+) -> Selection:
+    found, accuracy = _fitted(rows["train"], rows["val"], num_classes, l2, metric, standardize, solving)
+    return Selection(float(l2[accuracy == accuracy.max()].max()), accuracy, found)
+
+
+def _checked_splits(named: dict[str, Split], num_classes: int, metric: str) -> dict[str, _Rows]:
+    if metric not in ("top1", "mean_per_class"):
+        raise ValueError(f"metric must be 'top1' or 'mean_per_class', got {metric!r}.")
+    rows = {name: _checked(name, *split, num_classes) for name, split in named.items()}
+    if len(widths := {split.features.shape[1] for split in rows.values()}) > 1:
+        raise ValueError(f"splits must have the same number of features, got {sorted(widths)}. Use one backbone.")
+    return rows
 
 
 def _checked(name: str, features, labels, mask, num_classes: int) -> _Rows:

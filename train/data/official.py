@@ -14,6 +14,8 @@ from train.data.sources import Contents, Example, Listing, binary_records, idx, 
 
 FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
 FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION_KINDS = ["clothing", "footwear", "bag"]
+KIND_OF_FASHION_CLASS = np.array([0, 0, 0, 0, 0, 1, 0, 1, 2, 1])
 WNID = re.compile(r"n\d{8}")
 # In file order within each digit, of every ten: five to train, one to choose by, four to test.
 SPLIT_OF_TEN = ("train",) * 5 + ("validation",) + ("test",) * 4
@@ -62,18 +64,16 @@ def cifar100(files: Files) -> Contents:
 
 
 def fashion_mnist(files: Files) -> Contents:
-    """60,000 training and 10,000 test images, 28x28 grey."""
+    """60,000 training and 10,000 test images, 28x28 grey; `kind` is clothing, footwear or bag."""
     names = {"train": "train", "test": "t10k"}
     paths = [f"{name}-{part}-ubyte.gz" for name in names.values() for part in ("images-idx3", "labels-idx1")]
     found = files.find(*paths)
-    splits = {
-        split: (
-            idx(found[f"{name}-images-idx3-ubyte.gz"])[..., None],
-            {"label": idx(found[f"{name}-labels-idx1-ubyte.gz"])},
-        )
-        for split, name in names.items()
-    }
-    return in_memory({"label": FASHION_CLASSES}, splits)
+    splits = {}
+    for split, name in names.items():
+        labels = idx(found[f"{name}-labels-idx1-ubyte.gz"])
+        fields = {"label": labels, "kind": KIND_OF_FASHION_CLASS[labels]}
+        splits[split] = idx(found[f"{name}-images-idx3-ubyte.gz"])[..., None], fields
+    return in_memory({"label": FASHION_CLASSES, "kind": FASHION_KINDS}, splits)
 
 
 def imagenet(files: Files) -> Contents:

@@ -87,6 +87,8 @@ class Split:
         An image that is left out is masked.
         """
         rows = np.arange(batch_size) if rows is None else rows
+        if self.config.in_memory:
+            return self._padded_from_memory(batch_size, rows)
         padded = grain.MapDataset.range(math.ceil(len(self) / batch_size) * batch_size).map(self._eval_example)
         return self._named(self._read(_Rows(padded, batch_size, rows).batch(len(rows))))
 
@@ -189,6 +191,12 @@ class Split:
                 images.append(image if isinstance(image, np.ndarray) else self.eval_transform(image))
         return np.stack(images), np.delete(self.selection.targets, left_out)
 
+    def _padded_from_memory(self, batch_size: int, rows: np.ndarray) -> Iterator[Batch]:
+        images, labels = self._memory
+        for start in range(0, len(images), batch_size):
+            shown, mask = np.minimum(start + rows, len(images) - 1), start + rows < len(images)
+            yield {"image": images[shown], "label": np.where(mask, labels[shown], 0), "mask": mask}
+
     def _batches_from_memory(
         self, batch_size: int, seed: int, start_step: int, group_size: int, rows: np.ndarray
     ) -> Iterator[Batch]:
@@ -235,6 +243,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+@functools.lru_cache(maxsize=32)
 def load(config: DataConfig, split: str, label: str | None = None) -> Split:
     """A split of a prepared data set; `label` stands in for `config.label`.
 
