@@ -1,11 +1,12 @@
 """Fashion-MNIST from end to end: 60,000 grey 28x28 images of clothes, of which the last 5,000 choose and do not train.
 
 Paper  not in it: this shows that data sets that one has prepared oneself train
-Ours   without VCReg: 79.8 % of the test images, linear probe 83.9 % (1 seed, 2 epochs; the probe stopped at its limit,
-       200 steps); with VCReg: not run to the end
+Ours   test images 79.8 % without, 80.7 % with VCReg; linear probe 83.9 and 84.4 %; effective rank 11.4 and 16.5
+       (1 seed, so no error to judge them by; the baseline's probe stopped at its limit of 200 steps, at a relative
+       gradient of 2.9e-4; commit a249c0e, one CPU core of a shared machine)
 Run    apt-get install dataset-fashion-mnist; python -m train prepare fashion_mnist
        python -m train run configs/fashion_mnist.py [--train.steps 4300]
-Cost   at 115 images/s, which is what 2 CPU cores shared with much else gave, 16 minutes an arm and the probe beside
+Cost   6 minutes an arm at 320 images/s on one CPU core, and the probe of 55,000 images as long again
 """
 
 from train.augment import AugmentConfig

@@ -1,7 +1,8 @@
 r"""ViT-B/32 on ImageNet by torchvision's recipe of 300 epochs.
 
 Paper  Table 2: 75.9 % without, 76.3 % with VCReg
-Ours   not run: it needs ImageNet and accelerators. Begun on synthetic images (second command) only.
+Ours   not run: it needs ImageNet and accelerators. Begun on synthetic images (second command)
+       and, 3 steps of 12 images each, on a folder of JPEGs.
 Run    python -m train prepare imagenet --from FOLDER; python -m train run configs/imagenet_vit_b_32.py
        python -m train run configs/imagenet_vit_b_32.py --train.data.name synthetic \
            --train.data.synthetic-images 64 --train.batch-size 256 --train.steps 20 \

@@ -12,6 +12,7 @@ import vcreg_jax as vc
 from train import mesh as meshes
 from train.augment import MixConfig, mix
 from train.config import EMAConfig
+from train.objective import Classification
 from train.step import (
     Normalize,
     eval_sums,
@@ -51,7 +52,7 @@ def _one_step(sites, batch, data=1, fsdp=1, seed=3, steps=1, **options):
     state = initial_state(params, stats, optimizer)
     before = jax.device_get(state)
     state = jax.device_put(state, meshes.state_shardings(state, mesh))
-    train_step = make_train_step(graphdef, optimizer, NORMALIZE, 0.1, mesh)
+    train_step = make_train_step(graphdef, optimizer, NORMALIZE, Classification(0.1), mesh)
     with jax.set_mesh(mesh):
         for _ in range(steps):
             state, metrics = train_step(state, meshes.to_devices(batch, mesh), seed)
@@ -111,7 +112,7 @@ def test_the_step_is_compiled_once_and_donates_its_state():
     graphdef, params, stats = split(_model(vc.Sites()))
     state = initial_state(params, stats, optimizer)
     state = jax.device_put(state, meshes.state_shardings(state, mesh))
-    step = make_train_step(graphdef, optimizer, NORMALIZE, 0.1, mesh)
+    step = make_train_step(graphdef, optimizer, NORMALIZE, Classification(0.1), mesh)
     step(state, meshes.to_devices(_batch(8), mesh), 0)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
@@ -122,7 +123,7 @@ def test_randomness_is_a_function_of_seed_and_step():
         optimizer = optax.sgd(0.0)  # the same parameters at every step
         graphdef, params, stats = split(_model(vc.Sites(), stochastic_depth=0.5))
         state = initial_state(params, stats, optimizer)
-        step = make_train_step(graphdef, optimizer, NORMALIZE, 0.0, mesh)
+        step = make_train_step(graphdef, optimizer, NORMALIZE, Classification(), mesh)
         found = []
         for _ in range(3):
             state, metrics = step(state, meshes.to_devices(_batch(), mesh), seed)
@@ -167,7 +168,7 @@ def test_the_step_keeps_the_moving_average_of_parameters_and_batch_statistics():
     config = EMAConfig(0.9, steps_per_epoch=3, every_steps=2)
     for ema_config in (None, config):
         state = jax.jit(partial(initial_state, params, stats, optimizer, ema_config is not None))()
-        step = make_train_step(graphdef, optimizer, NORMALIZE, 0.0, mesh, ema_config)
+        step = make_train_step(graphdef, optimizer, NORMALIZE, Classification(), mesh, ema_config)
         for seed in range(6):
             state, _ = step(state, meshes.to_devices(_batch(8, seed), mesh), 0)
             if ema_config is None:
@@ -189,7 +190,7 @@ def test_images_are_erased_and_mixed_by_groups_before_the_network_sees_them(devi
     optimizer, mesh = optax.sgd(0.0), _mesh(devices)
     state = jax.device_put(initial_state(params, stats, optimizer), jax.devices()[0])
     state = jax.device_put(state, meshes.state_shardings(state, mesh))
-    step = make_train_step(graphdef, optimizer, NORMALIZE, 0.1, mesh, mix=config)
+    step = make_train_step(graphdef, optimizer, NORMALIZE, Classification(0.1, config), mesh)
     with jax.set_mesh(mesh):
         _, metrics = step(state, meshes.to_devices(batch, mesh), 5)
 

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh
 import vcreg_jax as vc
 from train.config import AdamW, Cosine, ModelConfig, OptimizerConfig
 from train.model import Architecture, create_state, structure
+from train.objective import Classification
 from train.optim import make_optimizer
 from train.step import Batch, Normalize, State, make_train_step
 from train.timing import Row, interleaved
@@ -195,7 +196,7 @@ def program(
         state = {name: state[name] for name in ("params", "batch_stats")}  # AdamW's moments need not lie there
         compiled = cast(Any, forward_backward(graphdef)).lower(state, batch).compile()
         return partial(_run, compiled, state, batch), peak_memory(compiled)
-    step = make_train_step(graphdef, optimizer, NORMALIZE, 0.0, mesh)
+    step = make_train_step(graphdef, optimizer, NORMALIZE, Classification(), mesh)
     compiled = cast(Any, step).lower(state, batch, SEED).compile()
     states = _training(compiled, state, batch)
     return partial(next, states), peak_memory(compiled)

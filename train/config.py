@@ -5,6 +5,7 @@ from typing import Literal
 
 from train.augment import AugmentConfig, EvalTransformConfig, MixConfig
 from vcreg_jax import Sites
+from vcreg_jax.losses import BarlowTwins, NTXent, VICReg
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class DataConfig:
     std: tuple[float, ...]
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # of training images
     evaluation: EvalTransformConfig = field(default_factory=EvalTransformConfig)  # and of all where nothing is cropped
+    second_view: AugmentConfig | None = None  # of each training image another one, so changed: for losses of two views
     repeats: int = 1  # times that an epoch takes an image in a row; it has as many examples, so as many fewer images
     channels: Literal[1, 3] | None = None  # None: as stored
     long_tail: float | None = None  # most over fewest training images of a class; `train.data.views`
@@ -132,8 +134,21 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class JointEmbedding:
+    """Learning without labels: two views of each image, a projector of their features, and a loss of the embeddings.
+
+    `DataConfig.augment` and `second_view` say how the views differ.
+    """
+
+    loss: NTXent | VICReg | BarlowTwins
+    projector: tuple[int, ...]  # widths of its layers, the last the embedding's
+    norm_last: bool = True  # a batch norm after the last layer, too
+    views_together: bool = True  # in one batch, of which norms and regularizers take statistics: SimCLR; or one by one
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """One supervised training run."""
+    """One training run."""
 
     data: DataConfig
     model: ModelConfig
@@ -142,6 +157,7 @@ class TrainConfig:
     batch_size: int  # images a step, over all devices of all hosts
     label_smoothing: float = 0.0
     mix: MixConfig = field(default_factory=MixConfig)
+    joint_embedding: JointEmbedding | None = None  # in place of the label's cross-entropy
     ema: EMAConfig | None = None
     eval_every: int = 100  # steps
     save_every: int = 500  # steps

@@ -21,6 +21,7 @@ from train import benchmark
 from train.benchmark import NORMALIZE, OPTIMIZER, SEED, Settings
 from train.mesh import to_devices
 from train.model import create_state, structure
+from train.objective import Classification
 from train.optim import make_optimizer
 from train.provenance import commit
 from train.step import State, make_train_step
@@ -55,7 +56,7 @@ def measure(settings: Settings, model: str) -> dict[str, Any]:
     state = create_state(network, optimizer, mesh, SEED)
     host_batch = benchmark.random_batch(settings)
     batch = to_devices(host_batch, mesh)
-    step = make_train_step(graphdef, optimizer, NORMALIZE, 0.0, mesh)
+    step = make_train_step(graphdef, optimizer, NORMALIZE, Classification(), mesh)
     null_rounds = max(20 * settings.rounds, 100)
     null = timed_calls(null_step, null_state(state, mesh), batch, null_rounds)
     real = timed_calls(step, state, batch, settings.rounds)

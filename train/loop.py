@@ -19,6 +19,7 @@ from train.config import TrainConfig
 from train.data import pipeline
 from train.log import Bar, DataWait, MetricsFile, Rate
 from train.model import Architecture, create_state, structure
+from train.objective import objective
 from train.optim import make_optimizer
 from train.step import Normalize, State, eval_sums, make_predict, make_train_step, weights_to_use
 from vcreg_jax import Sites
@@ -59,7 +60,7 @@ def prepare(config: TrainConfig, sites: Sites) -> Prepared:
     check_mix(config.mix, config.batch_size, config.data.repeats)
     data = pipeline.load(config.data, "train")
     validation = pipeline.load(config.data, "validation")
-    architecture = Architecture(config.model, data.num_classes, data.image_shape, sites)
+    architecture = Architecture(config.model, data.num_classes, data.image_shape, sites, config.joint_embedding)
     graphdef, norms = structure(architecture)
     optimizer = make_optimizer(config.optimizer, config.steps, norms)
     return Prepared(mesh, data, validation, architecture, graphdef, optimizer)
@@ -72,9 +73,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
     """
     run = prepare(config, sites)
     normalize = Normalize(config.data.mean, config.data.std)
-    train_step = make_train_step(
-        run.graphdef, run.optimizer, normalize, config.label_smoothing, run.mesh, config.ema, config.mix
-    )
+    train_step = make_train_step(run.graphdef, run.optimizer, normalize, objective(config), run.mesh, config.ema)
     predict_with = make_predict(run.graphdef, normalize)
 
     directory.mkdir(parents=True, exist_ok=True)

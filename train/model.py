@@ -11,11 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import vcreg_jax as vc
-from train.config import ModelConfig
+from train.config import JointEmbedding, ModelConfig
 from train.mesh import state_shardings
 from train.optim import Path, normalization_parameters
 from train.step import State, initial_state, split
 from vcreg_jax import Sites
+from vcreg_jax.models.projector import Projected, Projector
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,27 @@ class Architecture:
     num_classes: int
     image_shape: tuple[int, int, int]  # height, width, channels
     sites: Sites
+    joint_embedding: JointEmbedding | None = None  # with its projector in place of the classifier
 
     def create(self, seed: Any) -> nnx.Module:
         """The network, freshly initialised."""
         norms = {} if self.config.norm_scope == "global" else {"norm_scope": self.config.norm_scope}
-        return vc.models.create(
+        rngs, dtype = nnx.Rngs(params=jax.random.key(seed)), jnp.dtype(self.config.dtype)
+        network = vc.models.create(
             self.config.name,
             num_classes=self.num_classes,
             in_channels=self.image_shape[-1],
             stochastic_depth=self.config.stochastic_depth,
-            dtype=jnp.dtype(self.config.dtype),
+            dtype=dtype,
             sites=self.sites,
             **norms,
-            rngs=nnx.Rngs(params=jax.random.key(seed)),
+            rngs=rngs,
         )
+        if self.joint_embedding is None:
+            return network
+        widths, norm_last = self.joint_embedding.projector, self.joint_embedding.norm_last
+        features, network.head = network.head.in_features, None
+        return Projected(network, Projector(features, widths, norm_last=norm_last, dtype=dtype, rngs=rngs, **norms))
 
 
 @functools.lru_cache

@@ -22,9 +22,9 @@ import optax
 from jax.sharding import Mesh
 
 from train import mesh as meshes
-from train.augment import MixConfig
 from train.config import EMAConfig, Experiment, Pretraining, TrainConfig
 from train.model import Architecture, abstract_state, structure
+from train.objective import Classification, Objective, objective
 from train.optim import make_optimizer
 from train.provenance import commit
 from train.run_folder import as_json
@@ -107,15 +107,14 @@ def compile_step(
     optimizer: optax.GradientTransformation,
     batch_size: int,
     mesh: Mesh,
-    label_smoothing: float = 0.0,
+    objective: Objective = Classification(),  # noqa: B008 - frozen
     ema: EMAConfig | None = None,
-    mix: MixConfig = MixConfig(),  # noqa: B008 - frozen
 ) -> Compiled | TooLarge:
     """The whole training step, compiled for the devices of `mesh`; nothing is allocated."""
     graphdef, _ = structure(architecture)
     channels = architecture.image_shape[-1]
     normalize = Normalize((0.5,) * channels, (0.25,) * channels)  # constants, of which no cost depends
-    step: Any = make_train_step(graphdef, optimizer, normalize, label_smoothing, mesh, ema, mix)
+    step: Any = make_train_step(graphdef, optimizer, normalize, objective, mesh, ema)
     rows = meshes.batch_sharding(mesh)
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, *architecture.image_shape), jnp.uint8, sharding=rows),
@@ -204,9 +203,7 @@ def compile_arm(plan: Plan, sites: Sites) -> Compiled | TooLarge:
     architecture = Architecture(plan.train.model, plan.num_classes, plan.image_shape, sites)
     optimizer = _optimizer(architecture, plan.train)
     train = plan.train
-    return compile_step(
-        architecture, optimizer, train.batch_size, plan.mesh, train.label_smoothing, train.ema, train.mix
-    )
+    return compile_step(architecture, optimizer, train.batch_size, plan.mesh, objective(train), train.ema)
 
 
 def _optimizer(architecture: Architecture, train: TrainConfig) -> optax.GradientTransformation:

@@ -14,14 +14,12 @@ from jax.sharding import Mesh
 
 import vcreg_jax as vc
 from train import ema
-from train.augment import MixConfig, erased, mixed
 from train.config import EMAConfig
 from train.mesh import state_shardings
+from train.objective import Batch, Metrics, Objective
 
 # step: int32 (); params, batch_stats: nested dicts of arrays; opt_state: optax's; ema, if kept: params, batch_stats
 State = dict[str, Any]
-Batch = dict[str, Array]
-Metrics = dict[str, Array]
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
@@ -63,43 +61,28 @@ def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     normalize: Normalize,
-    label_smoothing: float,
+    objective: Objective,
     mesh: Mesh,
     ema_config: EMAConfig | None = None,
-    mix: MixConfig = MixConfig(),  # noqa: B008 - frozen
 ) -> Callable[[State, Batch, int], tuple[State, Metrics]]:
     """A jitted `(state, batch, seed) -> (state, metrics)` that donates the old state.
 
-    The batch holds `image` (uint8), `label` and, with random erasing, `erase_box`. The regularizers' gradients enter
-    through the model itself; the loss is the task's alone. Accuracy is on the images as they were mixed, for the label
-    with the larger share. All randomness of step t is `fold_in(seed, t)`.
+    The regularizers' gradients enter through the model itself; the loss is the objective's alone. All randomness of
+    step t is `fold_in(seed, t)`.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: State, batch: Batch, seed: int) -> tuple[State, Metrics]:
-        dropout_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state["step"]))
-        images = normalize(batch["image"])
-        if "erase_box" in batch:
-            images = erased(images, batch["erase_box"])
-        labels = targets = batch["label"]
-        if mix.mixup_alpha or mix.cutmix_alpha:
-            shares = jax.nn.one_hot(labels, state["params"]["head"]["bias"].size)
-            images, targets = mixed(mix, images, shares, mix_key)
-            labels = targets.argmax(axis=-1)
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
 
         def loss_fn(params):
             model = nnx.merge(graphdef, params, state["batch_stats"])
-            logits, _ = model(images, train=True, rngs=nnx.Rngs(dropout=dropout_key))
-            loss = vc.losses.cross_entropy(logits, targets, label_smoothing).mean()
-            return loss, (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+            loss, metrics = objective(model, batch, normalize, key)
+            return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
-        (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+        (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
-        metrics = {
-            "loss": loss,
-            "accuracy": vc.metrics.correct(logits, labels).mean(),
-            "gradient_norm": optax.tree.norm(gradients),
-        }
+        metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradients)}
         weights = {"params": optax.apply_updates(state["params"], updates), "batch_stats": batch_stats}
         after = {"step": state["step"] + 1, **weights, "opt_state": opt_state}
         if ema_config is not None:

@@ -17,6 +17,7 @@ import vcreg_jax as vc
 from train.crosscheck import torch_networks, torch_side
 from train.crosscheck.item import Item, compared, paired, worst_of
 from train.crosscheck.torch_networks import Network
+from train.objective import Classification
 from train.step import Normalize, initial_state, make_train_step, split
 from vcreg_jax import torch_weights
 from vcreg_jax.models.convnext import ConvNeXt
@@ -135,7 +136,7 @@ def _our_losses(model: nnx.Module, batches: list[tuple[np.ndarray, np.ndarray]],
     optimizer = optax.sgd(rate, momentum=0.9)
     axis_types = (AxisType.Auto, AxisType.Auto)
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=axis_types, devices=jax.devices()[:1])
-    step = make_train_step(graphdef, optimizer, Normalize((0.0,) * 3, (1.0,) * 3), 0.0, mesh)
+    step = make_train_step(graphdef, optimizer, Normalize((0.0,) * 3, (1.0,) * 3), Classification(), mesh)
     state = initial_state(params, batch_stats, optimizer)
     compiled, history = None, []
     for images, labels in batches:

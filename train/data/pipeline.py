@@ -39,6 +39,7 @@ class Split:
     image_shape: tuple[int, int, int]  # in training
     eval_shape: tuple[int, int, int]
     train_transform: TrainTransform
+    second_transform: TrainTransform | None  # for a second view of each training image
     eval_transform: EvalTransform
 
     def __len__(self) -> int:
@@ -127,6 +128,8 @@ class Split:
             is_synthetic = isinstance(image, np.ndarray)
             values = image[:height, :width] if is_synthetic else self.train_transform(image, rng)
             example = {"image": values, "label": label, "left_out": position if shown != position else -1}
+            if self.second_transform is not None:
+                example["second_image"] = values if is_synthetic else self.second_transform(image, rng)
             erase = self.config.augment.random_erase
             return example | ({"erase_box": erase_box(rng, height, width, erase)} if erase else {})
         raise ValueError(f"{self.selection.name} has no image that can be read.")
@@ -260,10 +263,15 @@ def load(config: DataConfig, split: str, label: str | None = None) -> Split:
         raise ValueError(f"synthetic_size must be at least what the network sees, got {config.synthetic_size}.")
     if config.in_memory and replace(config.augment, max_shift=0, flip=0.0) != AugmentConfig():
         raise ValueError("Images in memory can be shifted and flipped, not augmented otherwise: leave in_memory out.")
+    if config.second_view is not None and (config.in_memory or config.second_view.crop_size != side):
+        raise ValueError(f"A second_view needs crop_size={side}, as the first one has, and images not in memory.")
     if config.repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {config.repeats}.")
-    train = train_transform(config.augment, config.evaluation)
-    return Split(selection, config, image_shape, (height, width, channels), train, eval_transform(config.evaluation))
+    views = [
+        augment and train_transform(augment, config.evaluation) for augment in (config.augment, config.second_view)
+    ]
+    evaluated = eval_transform(config.evaluation)
+    return Split(selection, config, image_shape, (height, width, channels), *views, evaluated)
 
 
 def _evaluated_size(config: DataConfig, selection: Selection) -> tuple[int, int]:
