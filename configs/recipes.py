@@ -11,20 +11,22 @@ norms are clipped without their 1e-6; ViT computes in bfloat16 in place of float
 import math
 from dataclasses import replace
 
-from train.augment import AugmentConfig, EvalTransformConfig, MixConfig
+from train.augment import AugmentConfig, BlurConfig, ColorJitterConfig, EvalTransformConfig, MixConfig
 from train.config import (
+    LARS,
     SGD,
     AdamW,
     Cosine,
     DataConfig,
     EMAConfig,
+    JointEmbedding,
     ModelConfig,
     OptimizerConfig,
     StepDecay,
     TrainConfig,
 )
 from train.ema import adjusted_decay
-from vcreg_jax import Sites, VCReg
+from vcreg_jax import Sites, VCReg, losses
 
 # The paper's grid, Appendix A.
 ALPHAS = (1.28, 0.64, 0.32, 0.16)
@@ -185,6 +187,70 @@ def superclasses(data: DataConfig, images: int, peak_learning_rate: float = 0.01
         steps=200 * epoch,
         eval_every=10 * epoch,
         save_every=10 * epoch,
+    )
+
+
+# Of Table 4's runs Appendix C.4 gives batch, epochs, warm-up, base rates, projectors and the kinds of augmentation, the
+# same for both views; their strengths are those of each method's code, and the rest is "the training protocol in
+# Zbontar et al. (2021)".
+
+# google-research/simclr, tf2/data_util.py: jitter of strength 1, a kernel of a tenth of the image.
+SIMCLR_VIEW = AugmentConfig(
+    crop_size=224,
+    flip=0.5,
+    color_jitter=ColorJitterConfig(0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
+    grayscale=0.2,
+    blur=BlurConfig(0.5, kernel_size=23),
+    interpolation="bicubic",
+)
+# facebookresearch/vicreg, augmentations.py; its views blur with probability 1.0 and 0.1 and solarize with 0.0 and 0.2,
+# here both have the mean of them.
+VICREG_VIEW = AugmentConfig(
+    crop_size=224,
+    flip=0.5,
+    color_jitter=ColorJitterConfig(0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
+    grayscale=0.2,
+    blur=BlurConfig(0.55),
+    solarize=0.1,
+    interpolation="bicubic",
+)
+
+
+def simclr() -> TrainConfig:
+    """ResNet-50, 100 epochs: 67.2 % on ImageNet by the paper's linear probe.
+
+    A temperature of 0.1 is the code's default; images are not normalised there, but lie in 0..1.
+    """
+    objective = JointEmbedding(losses.NTXent(temperature=0.1), projector=(2048, 256), views_together=True)
+    return _of_two_views(0.3, SIMCLR_VIEW, objective, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def vicreg() -> TrainConfig:
+    """ResNet-50, 100 epochs: 65.2 % on ImageNet by the paper's linear probe.
+
+    Its embedding is said to be fed to "the infoNCE loss"; read as VICReg's own.
+    """
+    objective = JointEmbedding(losses.VICReg(), projector=(8192, 8192), views_together=False)
+    return _of_two_views(0.2, VICREG_VIEW, objective, IMAGENET.mean, IMAGENET.std)
+
+
+def _of_two_views(
+    base_rate: float, view: AugmentConfig, objective: JointEmbedding, mean: tuple[float, ...], std: tuple[float, ...]
+) -> TrainConfig:
+    batch, epoch = 4096, 313
+    return TrainConfig(
+        data=replace(IMAGENET, augment=view, second_view=view, mean=mean, std=std),
+        model=ModelConfig("resnet50"),  # norms and losses take the global batch's statistics
+        optimizer=OptimizerConfig(
+            LARS(weight_decay=1e-6),  # barlowtwins/main.py; biases and norms exempt
+            Cosine(base_rate * batch / 256, warmup_steps=5 * epoch),
+        ),
+        steps=100 * epoch,
+        batch_size=batch,
+        joint_embedding=objective,
+        eval_every=epoch,
+        save_every=epoch,
+        log_every=100,
     )
 
 
