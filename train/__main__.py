@@ -81,17 +81,18 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
     parser.add_argument("--process-id", metavar="I", type=int)
     given, overrides = parser.parse_known_args(arguments[1:])
     config = _overridden(_load_config(Path(arguments[0])), tuple(overrides))
-    from train import experiment, hosts, pretraining
+    from train import experiment, hosts, preemption, pretraining
     from train.config import Pretraining
 
     hosts.join(given.coordinator, given.num_processes, given.process_id)
-    folder = (pretraining if isinstance(config, Pretraining) else experiment).run(config, command)
-    if not hosts.is_first():
-        return
-    if isinstance(config, Pretraining):
-        print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
-    else:
-        _report(folder)
+    with preemption.ends_at_once(), hosts.errors_end_at_once():
+        folder = (pretraining if isinstance(config, Pretraining) else experiment).run(config, command)
+        if not hosts.is_first():
+            return
+        if isinstance(config, Pretraining):
+            print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
+        else:
+            _report(folder)
 
 
 def _report(folder: Path) -> None:

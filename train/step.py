@@ -99,6 +99,7 @@ def make_train_step(
             "loss": loss,
             "accuracy": vc.metrics.correct(logits, labels).mean(),
             "gradient_norm": optax.tree.norm(gradients),
+            "update_norm": optax.tree.norm(updates),
         }
         weights = {"params": optax.apply_updates(state["params"], updates), "batch_stats": batch_stats}
         after = {"step": state["step"] + 1, **weights, "opt_state": opt_state}
