@@ -60,10 +60,10 @@ def errors_end_at_once() -> Iterator[None]:
         yield
     except ValueError:
         raise
-    except Exception:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        traceback.print_exc()
+        traceback.print_exc(limit=0 if isinstance(error, OSError) else None)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
