@@ -82,7 +82,12 @@ def make_train_step(
 
         (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
-        metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradients)}
+        metrics = {
+            "loss": loss,
+            **metrics,
+            "gradient_norm": optax.tree.norm(gradients),
+            "update_norm": optax.tree.norm(updates),
+        }
         weights = {"params": optax.apply_updates(state["params"], updates), "batch_stats": batch_stats}
         after = {"step": state["step"] + 1, **weights, "opt_state": opt_state}
         if ema_config is not None:
