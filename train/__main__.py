@@ -69,21 +69,29 @@ def _dispatch(command: str, *arguments: str) -> None:
         what = "a config file, such as configs/digits.py" if command == "run" else "a run folder, such as runs/digits"
         raise ValueError(f"`python -m train {command}` needs {what}.")
     if command == "run":
-        config = _overridden(_load_config(Path(arguments[0])), arguments[1:])
-        _run(config, shlex.join(["python", "-m", "train", command, *arguments]))
+        _run(arguments, shlex.join(["python", "-m", "train", command, *arguments]))
     else:
         _report(Path(arguments[0]))
 
 
-def _run(config: Any, command: str) -> None:
-    from train import experiment, pretraining
+def _run(arguments: tuple[str, ...], command: str) -> None:
+    parser = _Parser("python -m train run CONFIG", allow_abbrev=False, add_help=False)
+    parser.add_argument("--coordinator", metavar="HOST:PORT")
+    parser.add_argument("--num-processes", metavar="N", type=int)
+    parser.add_argument("--process-id", metavar="I", type=int)
+    given, overrides = parser.parse_known_args(arguments[1:])
+    config = _overridden(_load_config(Path(arguments[0])), tuple(overrides))
+    from train import experiment, hosts, pretraining
     from train.config import Pretraining
 
+    hosts.join(given.coordinator, given.num_processes, given.process_id)
+    folder = (pretraining if isinstance(config, Pretraining) else experiment).run(config, command)
+    if not hosts.is_first():
+        return
     if isinstance(config, Pretraining):
-        folder = pretraining.run(config, command)
         print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
     else:
-        _report(experiment.run(config, command))
+        _report(folder)
 
 
 def _report(folder: Path) -> None:

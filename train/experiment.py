@@ -1,5 +1,6 @@
 """An experiment: train under every arm with every seed, probe the frozen features, compare."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vcreg_jax as vc
-from train import loop, probe
+from train import hosts, loop, probe
 from train.config import Experiment, ProbeConfig
 from train.data import pipeline
 from train.features import extract
@@ -29,14 +30,13 @@ def run(config: Experiment, command: str) -> Path:
     """
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
-    for sites in config.arms.values():
-        loop.prepare(config.train, sites)
-    _check_probe(config)
-    with claim(folder, config):
+    hosts.check_same(lambda: _checked(config))
+    with contextlib.ExitStack() as ours:
+        hosts.check_same(lambda: ours.enter_context(claim(folder, config)))
         for seed in config.seeds:
             for arm, sites in config.arms.items():
                 directory = folder / arm / f"seed{seed}"
-                if not (directory / "result.json").exists():
+                if not hosts.first_says((directory / "result.json").exists()):
                     _train_and_probe(config, arm, sites, seed, directory)
     seconds = time.perf_counter() - started
     write_json(folder / "experiment.json", _description(config, command, seconds))
@@ -55,6 +55,8 @@ def _train_and_probe(config: Experiment, arm: str, sites: Sites, seed: int, dire
     train_features = jnp.asarray(splits["train"].features)
     strengths = probe.l2_grid(config.probe.l2_low, config.probe.l2_high, config.probe.l2_count)
     found = _probe(config.probe, splits, data.num_classes, strengths)
+    if not hosts.is_first():
+        return
     if not found.converged:
         print(f"{arm}, seed {seed}: the probe stopped at gradient {found.worst_gradient_norm:.1e}", file=sys.stderr)
     np.savez(
@@ -90,11 +92,14 @@ def _probe(config: ProbeConfig, splits: dict[str, probe.Split], num_classes: int
     )
 
 
-def _check_probe(config: Experiment) -> None:
-    for split in ("train", "validation", "test"):
-        pipeline.load(config.train.data, split, config.probe.label)
+def _checked(config: Experiment) -> dict[str, Any]:
+    """What all hosts must have alike; ValueError for a config that cannot run."""
+    for sites in config.arms.values():
+        loop.prepare(config.train, sites)
+    data = [pipeline.load(config.train.data, split, config.probe.label) for split in ("train", "validation", "test")]
     if not config.seeds or len(config.arms) < 2:
         raise ValueError(f"An experiment needs a seed and two arms, got {config.seeds} and {list(config.arms)}.")
+    return hosts.description(config, data)
 
 
 def _description(config: Experiment, command: str, seconds: float) -> dict[str, Any]:

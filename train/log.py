@@ -18,12 +18,15 @@ class MetricsFile:
     since those steps are about to be taken again."""
 
     def __init__(self, path: Path, start_step: int):
+        self._path = path
+        if jax.process_index() != 0:
+            return
         whole, _, _torn = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
         kept = [line for line in whole.splitlines() if json.loads(line)["step"] < start_step]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(f"{line}\n" for line in kept))
         partial.replace(path)
-        self._path, self._size, self._unwritten = path, path.stat().st_size, b""
+        self._size, self._unwritten = path.stat().st_size, b""
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Appends one line; metrics may still be on the device."""
@@ -35,7 +38,9 @@ class MetricsFile:
         self._append({"step": step, "split": "warning", "message": message})
 
     def _append(self, line: dict[str, Any]) -> None:
-        """On a full disk lines wait until there is room."""
+        """On a full disk lines wait until there is room; of several hosts the first writes."""
+        if jax.process_index() != 0:
+            return
         self._unwritten += json.dumps(line).encode() + b"\n"
         try:
             with self._path.open("r+b") as file:

@@ -86,7 +86,8 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
             start, state = restored.step, restored.state
             warnings = [*restored.warnings, *resume.check(start, restored.run, about)]
         metrics_file = MetricsFile(directory / "metrics.jsonl", start)
-        stream = run.data.train_batches(config.batch_size, seed, start, config.mix.group_size)
+        rows = meshes.host_rows(run.mesh, config.batch_size)
+        stream = run.data.train_batches(config.batch_size, seed, start, config.mix.group_size, rows)
         batches = DataWait(device_batches(stream, run.mesh))
         rate = Rate(config.batch_size)
         with Bar(title, config.steps, start) as bar:
@@ -121,7 +122,7 @@ def warn(bar: Bar, metrics_file: MetricsFile, step: int, warnings: Sequence[str]
 def evaluate(predict: Predict, data: pipeline.Split, batch_size: int, mesh: Mesh) -> dict[str, float]:
     """Mean loss and accuracy over the whole split, every example counted once."""
     totals = {"loss": 0.0, "accuracy": 0.0, "count": 0.0}
-    for batch in device_batches(data.eval_batches(batch_size), mesh):
+    for batch in device_batches(data.eval_batches(batch_size, meshes.host_rows(mesh, batch_size)), mesh):
         logits, _ = predict(batch["image"])
         sums = jax.device_get(eval_sums(logits, batch["label"], batch["mask"]))
         totals = {name: totals[name] + float(sums[name]) for name in totals}

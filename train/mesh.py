@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from train.config import MeshConfig
@@ -43,8 +44,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def host_rows(mesh: Mesh, batch_size: int, host: int | None = None) -> np.ndarray:
+    """Which rows of a batch lie on the devices of a host (None: this one), in ascending order.
+
+    A mesh follows the network between the chips, so a host's rows need not lie side by side.
+    """
+    host = jax.process_index() if host is None else host
+    places = batch_sharding(mesh).devices_indices_map((batch_size,))
+    rows = np.arange(batch_size)
+    return np.sort(np.concatenate([rows[place] for device, place in places.items() if device.process_index == host]))
+
+
 def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Every host's rows of a batch as global arrays split over the mesh."""
+    """A batch as global arrays split over the mesh, of which every host gives its `host_rows`."""
     sharding = batch_sharding(mesh)
     return {key: jax.make_array_from_process_local_data(sharding, rows) for key, rows in batch.items()}
 

@@ -1,12 +1,15 @@
 """Pretraining: train under every arm with every seed, and say how well each does on validation images."""
 
+import contextlib
 import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
-from train import loop
+from train import hosts, loop
 from train.config import Pretraining
+from train.data import pipeline
 from train.run_folder import claim, provenance, write_json
 
 
@@ -21,20 +24,27 @@ def run(config: Pretraining, command: str) -> Path:
     """
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
-    if not config.seeds or not config.arms:
-        raise ValueError(f"Pretraining needs a seed and an arm, got {config.seeds} and {list(config.arms)}.")
-    for sites in config.arms.values():
-        loop.prepare(config.train, sites)
-    with claim(folder, config):
+    hosts.check_same(lambda: _checked(config))
+    with contextlib.ExitStack() as ours:
+        hosts.check_same(lambda: ours.enter_context(claim(folder, config)))
         for seed in config.seeds:
             for arm, sites in config.arms.items():
                 directory = folder / arm / f"seed{seed}"
-                if not (directory / "result.json").exists():
+                if not hosts.first_says((directory / "result.json").exists()):
                     trained = loop.train(config.train, sites, seed, directory, f"{arm}, seed {seed}")
                     write_json(directory / "result.json", {"validation_accuracy": trained.validation_accuracy})
     seconds = time.perf_counter() - started
     write_json(folder / "pretraining.json", {"name": config.name, **provenance(config, command, seconds)})
     return folder
+
+
+def _checked(config: Pretraining) -> dict[str, Any]:
+    """What all hosts must have alike; ValueError for a config that cannot run."""
+    if not config.seeds or not config.arms:
+        raise ValueError(f"Pretraining needs a seed and an arm, got {config.seeds} and {list(config.arms)}.")
+    for sites in config.arms.values():
+        loop.prepare(config.train, sites)
+    return hosts.description(config, [pipeline.load(config.train.data, split) for split in ("train", "validation")])
 
 
 def table(config: Pretraining, folder: Path) -> str:

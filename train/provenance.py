@@ -1,5 +1,6 @@
-"""Where a number comes from: the machine and the commit."""
+"""Where a number comes from: the machine and the code."""
 
+import hashlib
 import os
 import platform
 import re
@@ -36,3 +37,10 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.strip() + (" with changes" if changed.strip() else "")
+
+
+def sources() -> str:
+    """A hash of the code of `train` and `vcreg_jax`, also where no commit is known."""
+    root = Path(__file__).parent.parent
+    files = sorted(path for package in ("train", "vcreg_jax") for path in (root / package).rglob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]

@@ -123,7 +123,9 @@ def software() -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes the file whole or not at all."""
+    """Writes the file whole or not at all; of several hosts the first does."""
+    if jax.process_index() != 0:
+        return
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     partial.replace(path)

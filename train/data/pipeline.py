@@ -1,7 +1,7 @@
 """From records to batches of arrays, the same for any number of hosts, threads, processes and restarts.
 
-The order and all random draws are functions of the seed and of a record's position in the stream, and host p of P
-takes every P-th slice of each global batch. So the state of the data is the number of the step.
+The order and all random draws are functions of the seed and of a record's position in the stream, and every host
+makes only the rows of each global batch that its devices hold. So the state of the data is the number of the step.
 """
 
 import functools
@@ -14,7 +14,6 @@ from typing import Any
 
 import absl.flags
 import grain
-import jax
 import numpy as np
 from PIL import Image
 
@@ -60,9 +59,14 @@ class Split:
         return self.selection.targets
 
     def train_batches(
-        self, batch_size: int, seed: int, start_step: int, group_size: int | None = None
+        self,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        group_size: int | None = None,
+        rows: np.ndarray | None = None,
     ) -> Iterator[Batch]:
-        """This host's part of the batches of steps `start_step`, `start_step + 1`, ... without end.
+        """The batches of steps `start_step`, `start_step + 1`, ... without end; of each only `rows` (None: all).
 
         An image that is repeated stands in consecutive groups of `group_size` rows (None: the batch is one), as
         torchvision's `RASampler` gives its copies to consecutive GPUs.
@@ -70,22 +74,21 @@ class Split:
         Epochs follow each other without a gap: a batch may hold the end of one and the start of the next. In place of
         an image that is left out (see `train.data.images.Policy`) stands the next one in the split.
         """
-        hosts, host = jax.process_count(), jax.process_index()
+        rows, group_size = np.arange(batch_size) if rows is None else rows, group_size or batch_size
         if self.config.in_memory:
-            return self._batches_from_memory(batch_size, seed, start_step, group_size or batch_size)
+            return self._batches_from_memory(batch_size, seed, start_step, group_size, rows)
         places = grain.MapDataset.range(_ENDLESS).seed(seed)
-        examples = places.random_map(functools.partial(self._train_example, seed, batch_size, group_size or batch_size))
-        stream = examples.batch(batch_size // hosts)[start_step * hosts + host :: hosts]
-        return self._named(self._read(stream))
+        examples = places.random_map(functools.partial(self._train_example, seed, batch_size, group_size))
+        return self._named(self._read(_Rows(examples, batch_size, rows).batch(len(rows))[start_step:]))
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """This host's part of the whole split in order, once; the last batch is padded and `mask` says where.
+    def eval_batches(self, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Batch]:
+        """The whole split in order, once, of each batch only `rows` (None: all); `mask` is False where one is padded.
 
         An image that is left out is masked.
         """
-        hosts, host = jax.process_count(), jax.process_index()
-        padded = grain.MapDataset.range(math.ceil(len(self) / batch_size) * batch_size)
-        return self._named(self._read(padded.map(self._eval_example).batch(batch_size // hosts)[host::hosts]))
+        rows = np.arange(batch_size) if rows is None else rows
+        padded = grain.MapDataset.range(math.ceil(len(self) / batch_size) * batch_size).map(self._eval_example)
+        return self._named(self._read(_Rows(padded, batch_size, rows).batch(len(rows))))
 
     def image(self, position: int) -> Image.Image | np.ndarray:
         """The image at `position` of the split before any transform; synthetic ones are arrays.
@@ -186,9 +189,9 @@ class Split:
                 images.append(image if isinstance(image, np.ndarray) else self.eval_transform(image))
         return np.stack(images), np.delete(self.selection.targets, left_out)
 
-    def _batches_from_memory(self, batch_size: int, seed: int, start_step: int, group_size: int) -> Iterator[Batch]:
-        hosts, host = jax.process_count(), jax.process_index()
-        rows = slice(host * batch_size // hosts, (host + 1) * batch_size // hosts)
+    def _batches_from_memory(
+        self, batch_size: int, seed: int, start_step: int, group_size: int, rows: np.ndarray
+    ) -> Iterator[Batch]:
         images, labels = self._memory
         for step in itertools.count(start_step):
             places = np.arange(step * batch_size, (step + 1) * batch_size)
@@ -200,6 +203,23 @@ class Split:
             rng, augment = np.random.default_rng([seed, step]), self.config.augment
             changed = shifted_and_flipped(images[positions], rng, augment.max_shift, augment.flip)
             yield {"image": changed[rows], "label": labels[positions[rows]]}
+
+
+class _Rows(grain.MapDataset):
+    """Of each `batch_size` examples in a row those at `rows`."""
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, rows: np.ndarray):
+        super().__init__(examples)
+        self._batch_size, self._rows = batch_size, rows.tolist()
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[row]]
 
 
 def _turn(places: Any, batch_size: int, group_size: int) -> Any:

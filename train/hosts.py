@@ -1,0 +1,104 @@
+"""Several hosts as one machine: how processes find each other, and what they must agree on.
+
+A host is a process of the run: one a machine on TPUs, as a rule one a device on GPUs.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from train.data.pipeline import Split
+from train.provenance import sources
+from train.run_folder import as_json, differences, software
+
+
+def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:
+    """Connects this process with the others of its run; must come before JAX looks for devices.
+
+    Without arguments JAX is asked whether a TPU pod, Slurm, Open MPI or Kubernetes started this process as one of
+    several, and nothing is done if not. `count=1` asks nobody.
+
+    Args:
+      coordinator: host:port on which the first process listens, for all the same.
+      count: how many processes.
+      index: which of them this one is, from 0.
+
+    Raises:
+      ValueError: for some of the arguments without the others, or which cannot be.
+    """
+    if count == 1 and coordinator is None and index is None:
+        return
+    given = (coordinator, count, index)
+    if coordinator is not None and count is not None and index is not None:
+        if not re.fullmatch(r".+:\d+", coordinator) or not 0 <= index < count:
+            raise ValueError(f"Processes need host:port and 0 <= id < number, got {coordinator}, {index} of {count}.")
+    elif given != (None, None, None):
+        raise ValueError("--coordinator, --num-processes and --process-id go together, on every host.")
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except ValueError as error:
+        if str(error) != "coordinator_address should be defined.":  # JAX's way to say that nothing was found
+            raise
+
+
+def is_first() -> bool:
+    """Whether this is the host that prints, and writes what is no checkpoint."""
+    return jax.process_index() == 0
+
+
+def first_says(value: bool) -> bool:
+    """The first host's value, on every host: of a file, say, that others may see later."""
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def check_same(describe: Callable[[], Any]) -> None:
+    """Calls `describe` on the first host and then on the others, before work in which they would wait for each other.
+
+    Raises:
+      ValueError: on every host the same, if it raises ValueError or OSError on one, or does not return the same
+        JSON on all.
+    """
+    if jax.process_count() == 1:
+        describe()
+        return
+    found = _attempt(describe) if is_first() else {}
+    multihost_utils.sync_global_devices("the first host writes what the others find")
+    first, *others = everyones = _gathered(found or _attempt(describe))
+    if failed := [f"host {host}: {each['error']}" for host, each in enumerate(everyones) if "error" in each]:
+        raise ValueError(" ".join(failed))
+    for host, other in enumerate(others, start=1):
+        if lines := differences(other["same"], first["same"]):
+            raise ValueError(
+                "All hosts of a run need the same config, code and data. Of host 1 (there) and host 0 (here) differ: "
+                f"{'; '.join(lines.values())}.".replace("host 1", f"host {host}")
+            )
+
+
+def description(config: Any, data: Sequence[Split]) -> dict[str, Any]:
+    """What must be the same on all hosts: config, code, versions, and the data as far as that is cheap to tell."""
+    code = {"sources": sources(), **software()["versions"]}
+    return {
+        "config": as_json(config),
+        "code": code,
+        "data": {split.selection.name: split.selection.fingerprint() for split in data},
+    }
+
+
+def _attempt(describe: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        return {"same": json.loads(json.dumps(describe()))}
+    except (ValueError, OSError) as error:
+        return {"error": str(error)}
+
+
+def _gathered(value: Any) -> list[Any]:
+    """Every host's value, which JSON can hold."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = multihost_utils.process_allgather(np.pad(text, (0, int(sizes.max()) - text.size)))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(padded, sizes.tolist(), strict=True)]
