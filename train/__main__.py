@@ -19,7 +19,8 @@
                               [overrides]     compile the training step for TPUs that are not there: does it fit?
 
 Wrong input ends with one line and exit status 2; --traceback before the command shows where it came from.
-A cross-check that fails, and a step that does not fit, end with exit status 1.
+A cross-check that fails, a step that does not fit and a training that comes to numbers that are not finite end with
+exit status 1.
 """
 
 import argparse
@@ -50,6 +51,10 @@ def main(arguments: list[str]) -> None:
         if show_traceback:
             raise
         _fail(" ".join(str(error).split()))
+    except FloatingPointError as error:
+        if show_traceback:
+            raise
+        _fail(" ".join(str(error).split()), status=1)
 
 
 def _dispatch(command: str, *arguments: str) -> None:
@@ -260,9 +265,9 @@ def _number_or_traced_number(field: Any) -> Any:
     )
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from train import mesh as meshes
-from train import resume
+from train import nonfinite, resume
 from train.augment import check_mix
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
@@ -20,7 +20,7 @@ from train.data import pipeline
 from train.log import Bar, DataWait, MetricsFile, Rate
 from train.model import Architecture, create_state, structure
 from train.optim import make_optimizer
-from train.step import Normalize, State, eval_sums, make_predict, make_train_step, weights_to_use
+from train.step import Normalize, State, eval_sums, make_loss, make_predict, make_train_step, weights_to_use
 from vcreg_jax import Sites
 
 Predict = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # images -> (logits, features)
@@ -73,22 +73,26 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
     run = prepare(config, sites)
     normalize = Normalize(config.data.mean, config.data.std)
     train_step = make_train_step(
-        run.graphdef, run.optimizer, normalize, config.label_smoothing, run.mesh, config.ema, config.mix
+        run.graphdef, run.optimizer, normalize, config.label_smoothing, run.mesh, config.ema, config.mix, config.guard
     )
     predict_with = make_predict(run.graphdef, normalize)
 
     directory.mkdir(parents=True, exist_ok=True)
     about = resume.description(config, sites, seed, run.mesh, run.data)
     with jax.set_mesh(run.mesh), Checkpoints(directory / "checkpoints", config.checkpoints, about) as checkpoints:
-        state = create_state(run.architecture, run.optimizer, run.mesh, seed, config.ema is not None)
+        state = create_state(run.architecture, run.optimizer, run.mesh, seed, config.ema is not None, config.guard)
         start, warnings = 0, []
         if restored := checkpoints.restore_newest(like=state):
             start, state = restored.step, restored.state
             warnings = [*restored.warnings, *resume.check(start, restored.run, about)]
         metrics_file = MetricsFile(directory / "metrics.jsonl", start)
         rows = meshes.host_rows(run.mesh, config.batch_size)
-        stream = run.data.train_batches(config.batch_size, seed, start, config.mix.group_size, rows)
-        batches = DataWait(device_batches(stream, run.mesh))
+
+        def batches_from(step: int) -> Iterator[dict[str, jax.Array]]:
+            stream = run.data.train_batches(config.batch_size, seed, step, config.mix.group_size, rows)
+            return device_batches(stream, run.mesh)
+
+        batches = DataWait(batches_from(start))
         rate = Rate(config.batch_size)
         with Bar(title, config.steps, start) as bar:
             warn(bar, metrics_file, start, warnings)
@@ -103,13 +107,30 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     failures = checkpoints.save(step, state, validation, wait=last)
                     warn(bar, metrics_file, step, failures)
                 if last:
+                    stop_if_stuck(config, run, state, seed, batches_from, directory)
                     break
                 state, metrics = train_step(state, next(batches), seed)
                 if step % config.log_every == 0:
                     metrics_file.write(step, "train", metrics | {"data_wait": batches.share()})
                     rate.update(step)
                     bar.update(step, f"loss {metrics['loss']:.4f}  {rate}")
+                    stop_if_stuck(config, run, state, seed, batches_from, directory)
     return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), validation["accuracy"])
+
+
+def stop_if_stuck(
+    config: TrainConfig,
+    run: Prepared,
+    state: State,
+    seed: int,
+    batches_from: Callable[[int], Iterator[dict[str, jax.Array]]],
+    directory: Path,
+) -> None:
+    """Raises FloatingPointError, with where it began, when no update has been taken for too long."""
+    if (first_step := nonfinite.first_bad_step(config.guard, state)) is not None:
+        normalize = Normalize(config.data.mean, config.data.std)
+        loss_fn = make_loss(run.graphdef, normalize, config.label_smoothing, config.mix)
+        raise nonfinite.stop(loss_fn, state, next(batches_from(first_step)), seed, first_step, directory)
 
 
 def warn(bar: Bar, metrics_file: MetricsFile, step: int, warnings: Sequence[str]) -> None:
