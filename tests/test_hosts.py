@@ -23,6 +23,7 @@ from train import mesh as meshes
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig
 from train.data import pipeline
+from train.objective import Classification
 from train.step import Normalize, initial_state, make_predict, make_train_step, split, weights_to_use
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +65,7 @@ def train(folder):
     graphdef, params, stats = split(Network())
     with jax.set_mesh(mesh), Checkpoints(folder, CheckpointConfig(), {}) as checkpoints:
         optimizer, state = first_state(graphdef, params, stats, mesh)
-        train_step = make_train_step(graphdef, optimizer, normalize, 0.1, mesh)
+        train_step = make_train_step(graphdef, optimizer, normalize, Classification(0.1), mesh)
         rows = meshes.host_rows(mesh, BATCH_SIZE)
         read, losses = [], []
         batches = pipeline.load(DATA, "train").train_batches(BATCH_SIZE, 3, 0, None, rows)

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from train import mesh as meshes
-from train import resume
+from train import nonfinite, resume
 from train.augment import check_mix
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
@@ -22,7 +22,7 @@ from train.model import Architecture, create_state, structure
 from train.objective import objective
 from train.optim import learning_rates, make_optimizer
 from train.preemption import Preempted, Preemption
-from train.step import Normalize, State, eval_sums, make_predict, make_train_step, weights_to_use
+from train.step import Normalize, State, eval_sums, make_loss, make_predict, make_train_step, weights_to_use
 from train.tensorboard import check_installed
 from train.watchdog import Watchdog
 from vcreg_jax import Sites
@@ -78,7 +78,9 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
     """
     run = prepare(config, sites)
     normalize = Normalize(config.data.mean, config.data.std)
-    train_step = make_train_step(run.graphdef, run.optimizer, normalize, objective(config), run.mesh, config.ema)
+    train_step = make_train_step(
+        run.graphdef, run.optimizer, normalize, objective(config), run.mesh, config.ema, config.guard
+    )
     predict_with = make_predict(run.graphdef, normalize)
     rates = learning_rates(config.optimizer.schedule, config.steps)
     directory.mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
         Preemption(run.mesh) as preemption,
         Checkpoints(directory / "checkpoints", config.checkpoints, about) as checkpoints,
     ):
-        state = create_state(run.architecture, run.optimizer, run.mesh, seed, config.ema is not None)
+        state = create_state(run.architecture, run.optimizer, run.mesh, seed, config.ema is not None, config.guard)
         start, warnings = 0, []
         if restored := checkpoints.restore_newest(like=state):
             start, state = restored.step, restored.state
@@ -113,15 +115,25 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     if last or (step % config.save_every == 0 and step > start):
                         log.warn(step, checkpoints.save(step, state, validation, wait=last))
                     if last:
+                        stop_if_stuck(config, run, state, seed, directory)
                         break
                     state, metrics = train_step(state, next(batches), seed)
                     preemption.step_taken()
                     if step % config.log_every == 0:
                         log.train(step, metrics | {"learning_rate": rates[step], "data_wait": batches.share()})
+                        stop_if_stuck(config, run, state, seed, directory)
             except Preempted:
                 log.warn(step, checkpoints.save(step, state, {}, wait=True))
                 raise
     return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), validation["accuracy"])
+
+
+def stop_if_stuck(config: TrainConfig, run: Prepared, state: State, seed: int, directory: Path) -> None:
+    """Raises FloatingPointError, with where it began, when no update has been taken for too long."""
+    if (first_step := nonfinite.first_bad_step(config.guard, state)) is not None:
+        loss_fn = make_loss(run.graphdef, Normalize(config.data.mean, config.data.std), objective(config))
+        batch = next(_train_batches(run, config, seed, first_step))
+        raise nonfinite.stop(loss_fn, state, batch, seed, first_step, directory)
 
 
 def evaluate(

@@ -13,13 +13,15 @@ from jax import Array
 from jax.sharding import Mesh
 
 import vcreg_jax as vc
-from train import ema
-from train.config import EMAConfig
+from train import ema, guards
+from train.config import EMAConfig, GuardConfig
 from train.mesh import state_shardings
 from train.objective import Batch, Metrics, Objective
 
-# step: int32 (); params, batch_stats: nested dicts of arrays; opt_state: optax's; ema, if kept: params, batch_stats
+# step: int32 (); params, batch_stats: nested dicts of arrays; opt_state: optax's;
+# guard: `train.guards`'; ema, if kept: params, batch_stats
 State = dict[str, Any]
+Loss = Callable[..., tuple[Array, tuple[Metrics, dict]]]  # of `make_loss`
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
@@ -29,11 +31,16 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
 
 
 def initial_state(
-    params: dict, batch_stats: dict, optimizer: optax.GradientTransformation, with_ema: bool = False
+    params: dict,
+    batch_stats: dict,
+    optimizer: optax.GradientTransformation,
+    with_ema: bool = False,
+    guard: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
 ) -> State:
     """The state before the first step; with `ema`, a moving average of the weights, which starts as a copy."""
     weights = {"params": params, "batch_stats": batch_stats}
     state = {"step": jnp.zeros((), jnp.int32), **weights, "opt_state": optimizer.init(params)}
+    state["guard"] = guards.initial(guard)
     return state | {"ema": jax.tree.map(jnp.copy, weights)} if with_ema else state
 
 
@@ -56,6 +63,24 @@ class Normalize:
         return (pixels.astype(jnp.float32) / 255.0 - mean) / std
 
 
+def make_loss(graphdef: nnx.GraphDef, normalize: Normalize, objective: Objective) -> Loss:
+    """A `(params, state, batch, seed) -> (loss, (metrics, batch_stats))` of one training step.
+
+    The regularizers' gradients enter through the model itself; the loss is the objective's alone. All randomness of
+    step t is `fold_in(seed, t)`. `prepared` may change the model before it is called.
+    """
+
+    def loss_fn(
+        params: dict, state: State, batch: Batch, seed: int, prepared: Callable[..., Any] = lambda model: model
+    ):
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        model = prepared(nnx.merge(graphdef, params, state["batch_stats"]))
+        loss, metrics = objective(model, batch, normalize, key)
+        return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    return loss_fn
+
+
 @functools.lru_cache
 def make_train_step(
     graphdef: nnx.GraphDef,
@@ -64,34 +89,33 @@ def make_train_step(
     objective: Objective,
     mesh: Mesh,
     ema_config: EMAConfig | None = None,
+    guard_config: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
 ) -> Callable[[State, Batch, int], tuple[State, Metrics]]:
-    """A jitted `(state, batch, seed) -> (state, metrics)` that donates the old state.
+    """A jitted `(state, batch, seed) -> (state, metrics)` that donates the old state; the batch is the objective's.
 
-    The regularizers' gradients enter through the model itself; the loss is the objective's alone. All randomness of
-    step t is `fold_in(seed, t)`.
+    `skipped` counts the updates that were not taken so far.
     """
+    loss_fn = make_loss(graphdef, normalize, objective)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: State, batch: Batch, seed: int) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
-
-        def loss_fn(params):
-            model = nnx.merge(graphdef, params, state["batch_stats"])
-            loss, metrics = objective(model, batch, normalize, key)
-            return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
-
-        (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (metrics, batch_stats)), gradients = grad_fn(state["params"], state, batch, seed)
+        gradient_norm = optax.tree.norm(gradients)
+        take, guard = guards.judged(guard_config, state["guard"], loss, gradient_norm)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
-        metrics = {
-            "loss": loss,
-            **metrics,
-            "gradient_norm": optax.tree.norm(gradients),
-            "update_norm": optax.tree.norm(updates),
-        }
         weights = {"params": optax.apply_updates(state["params"], updates), "batch_stats": batch_stats}
-        after = {"step": state["step"] + 1, **weights, "opt_state": opt_state}
+        taken = {**weights, "opt_state": opt_state}
+        after = jax.tree.map(lambda new, old: jnp.where(take, new, old), taken, {name: state[name] for name in taken})
+        after |= {"step": state["step"] + 1, "guard": guard}
         if ema_config is not None:
-            after["ema"] = ema.updated(ema_config, state["ema"], weights, state["step"])
+            after["ema"] = ema.updated(ema_config, state["ema"], weights, state["step"], take)
+        metrics |= {
+            "loss": loss,
+            "gradient_norm": gradient_norm,
+            "update_norm": optax.tree.norm(updates),
+            "skipped": guard["skipped"],
+        }
         # As the first state lay, so lie all: otherwise the second call would compile anew.
         return jax.lax.with_sharding_constraint(after, state_shardings(after, mesh)), metrics
 
