@@ -55,10 +55,15 @@ def provenance(config: Any, command: str, seconds: float) -> dict[str, Any]:
         "command": command,
         "hardware": hardware(),
         "commit": commit(),
-        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")},
+        "versions": versions(),
         "config": as_json(config),
         "wall_seconds": seconds,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a run's numbers may depend on."""
+    return {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
 
 
 def write_json(path: Path, value: Any) -> None:
