@@ -3,6 +3,7 @@
 Weights go the way of `train.convert`; this adds the program itself, as StableHLO, and the card.
 """
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,8 @@ def program(run: Run, shape: tuple[int, int, int]) -> bytes:
     def predict(images: jax.Array) -> Any:
         return nnx.merge(graphdef, params, batch_stats)(normalize(images))
 
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ValueError("Writing StableHLO needs flatbuffers: pip install 'vcreg-jax[train]'.")
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
     return bytes(jax.export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize())
