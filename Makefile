@@ -16,7 +16,7 @@ check: .venv/test.installed
 	$(BIN)/pyright
 
 docs: .venv/docs.installed
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet # the variable: without the theme's note on its successor
 
 # One stamp an extra: an install is repeated when the requirements change, and only then.
 .venv/%.installed: pyproject.toml constraints.txt

@@ -49,7 +49,7 @@ class DeCov:
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
         """`h` itself; the backward pass adds `gradient(h)`."""
-        self._as_vcreg(h)(h)  # checks the features
+        VCReg(scope=self.scope)(h)  # checks the features
         return add_gradient(self, h)
 
     def scaled(self, weight: float | Array) -> "DeCov":

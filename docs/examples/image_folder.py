@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `train` is run from the re
 
 import vcreg_jax as vc
 from train import experiment, report
+from train.augment import AugmentConfig, EvalTransformConfig
 from train.config import AdamW, Cosine, DataConfig, Experiment, ModelConfig, OptimizerConfig, ProbeConfig, TrainConfig
 from train.data import builders
 
@@ -38,7 +39,14 @@ def draw(folder: Path) -> None:
 def config(directory: Path) -> Experiment:
     """What would stand in `my_config.py` as `get_config()`."""
     data = DataConfig(
-        "shapes", label="label", mean=(0.3,), std=(0.3,), in_memory=True, directory=str(directory / "data")
+        "shapes",
+        label="label",
+        mean=(0.3,),
+        std=(0.3,),
+        channels=1,
+        evaluation=EvalTransformConfig(resize=8, crop=8),  # a folder's images may have any sizes
+        augment=AugmentConfig(crop_size=8, crop_scale=(0.8, 1.0)),
+        directory=str(directory / "data"),
     )
     optimizer = OptimizerConfig(AdamW(weight_decay=0.05), Cosine(peak_learning_rate=4e-3, warmup_steps=5))
     model = ModelConfig("convnext_digits")
@@ -47,7 +55,7 @@ def config(directory: Path) -> Experiment:
         title="Bars and crosses",
         train=TrainConfig(data, model, optimizer, steps=20, batch_size=32, eval_every=20, save_every=20),
         arms={"baseline": vc.Sites(), "VCReg": vc.Sites(block=vc.VCReg(alpha=0.64, beta=0.08))},
-        probe=ProbeConfig(label="label", l2_count=5),
+        probe=ProbeConfig(label="label", l2_count=3, max_iterations=200),
         seeds=(0,),
         runs_directory=str(directory / "runs"),
     )
