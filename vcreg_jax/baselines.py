@@ -5,7 +5,7 @@ Functions `h -> h` like VCReg, made for the input of the classifier: `Sites(feat
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +138,7 @@ class WLDReg:
         if (explicit := explicit_sharding(h)) is None:
             return self._penalty(h, keep)
         with jax.sharding.use_abstract_mesh(explicit[0]):
-            return cast(Array, jax.sharding.auto_axes(self._penalty, out_sharding=PartitionSpec())(h, keep))
+            return cast(Any, jax.sharding.auto_axes(self._penalty, out_sharding=PartitionSpec()))(h, keep)
 
     def gradient(
         self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None

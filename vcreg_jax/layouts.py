@@ -4,6 +4,7 @@ Each is a function of a regularizer that returns a regularizer, so they nest and
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,7 @@ class _Masked:
         spec = PartitionSpec(*spec, *[None] * (h.ndim - len(spec)))
         shardings = (spec, PartitionSpec(*spec[:-1], None))
         with jax.sharding.use_abstract_mesh(mesh):
-            return jax.sharding.auto_axes(self._stand_in_of, out_sharding=shardings)(h, self._keep(h))
+            return cast(Any, jax.sharding.auto_axes(self._stand_in_of, out_sharding=shardings))(h, self._keep(h))
 
     def _stand_in_of(self, h: Array, keep: Array) -> tuple[Array, Array]:
         assert not isinstance(self.reg, WLDReg)
