@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check clean
+.PHONY: run test check docs clean
 
 run: .venv/train.installed
 	$(BIN)/python -m train run configs/digits.py $(ARGS)
@@ -14,6 +14,9 @@ check: .venv/test.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: .venv/docs.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet # the variable: without the theme's note on its successor
 
 # One stamp an extra: an install is repeated when the requirements change, and only then.
 .venv/%.installed: pyproject.toml constraints.txt

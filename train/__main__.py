@@ -9,6 +9,8 @@
     python -m train report FOLDER             write the report of a finished run again
     python -m train convert IN OUT [--model NAME] [--num-classes N]
                                               weights between .pth/.th/.pt, .safetensors and a run's checkpoints
+    python -m train export RUN/ARM/SEED --to safetensors|torchvision|stablehlo [--out FOLDER] [--image-size N]
+                                              a trained network for others, with a model card
     python -m train crosscheck [--json FILE]  compare this implementation with PyTorch, number by number
     python -m train bench table1 [--torch] [--json FILE] [--help]
                                               what regularizers cost, beside the paper's Table 1 and PyTorch
@@ -36,7 +38,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-COMMANDS = ("run", "prepare", "data", "report", "convert", "crosscheck", "bench", "preflight")
+COMMANDS = ("run", "prepare", "data", "report", "convert", "export", "crosscheck", "bench", "preflight")
 
 
 def main(arguments: list[str]) -> None:
@@ -65,6 +67,7 @@ def _dispatch(command: str, *arguments: str) -> None:
         "prepare": _prepare,
         "data": _data,
         "convert": _convert,
+        "export": _export,
         "crosscheck": _crosscheck,
         "bench": _bench,
         "preflight": _preflight,
@@ -148,6 +151,18 @@ def _convert(arguments: tuple[str, ...]) -> None:
     from train.convert import convert
 
     print(convert(given.source, given.target, given.model, given.num_classes))
+
+
+def _export(arguments: tuple[str, ...]) -> None:
+    parser = _Parser("python -m train export", description="A trained network for others, with a model card.")
+    parser.add_argument("folder", metavar="RUN/ARM/SEED", type=Path)
+    parser.add_argument("--to", choices=("safetensors", "torchvision", "stablehlo"), required=True)
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: RUN/ARM/SEED/export")
+    parser.add_argument("--image-size", metavar="N", type=int, help="default: the evaluation's")
+    given = parser.parse_args(arguments)
+    from train.export import export
+
+    print(export(given.folder, given.to, given.out, given.image_size))
 
 
 def _crosscheck(arguments: tuple[str, ...]) -> None:

@@ -69,6 +69,18 @@ def convert(source: Path, target: Path, name: str | None = None, num_classes: in
     return f"{target}: {name}, {classes} classes, {count:,} parameters, {len(exported)} tensors."
 
 
+def load_checkpoint(directory: Path) -> tuple[str, Any]:
+    """The name of a run's model, and that model with the newest weights in its folder `checkpoints`.
+
+    Raises:
+      ValueError: for another folder.
+    """
+    tensors, said = _read(directory)
+    if "model" not in said:
+        raise ValueError(f"{directory} is not in the folder of a run, whose config.json says which model it is.")
+    return said["model"], _filled(said["model"], tensors)
+
+
 def _through_file(source: Path, name: str, tensors: dict[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """The model with the file's weights, and those as they will be written."""
     largest = _abstract(name)
@@ -94,6 +106,12 @@ def _through_file(source: Path, name: str, tensors: dict[str, Any]) -> tuple[Any
 
 def _through_checkpoint(name: str, tensors: dict[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """The same for parameters and statistics by their paths in our model."""
+    model = _filled(name, tensors)
+    of_timm = getattr(model, "timm_conv_mlp", False) or "_patch" in name
+    return model, torch_weights.export(model, "timm" if of_timm else None)
+
+
+def _filled(name: str, tensors: dict[str, Any]) -> Any:
     model = _abstract(name, {path: value.shape for path, value in tensors.items()})
     variables = dict(nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))))
     wanted = {_text(path): variable.shape for path, variable in variables.items()}
@@ -101,8 +119,7 @@ def _through_checkpoint(name: str, tensors: dict[str, Any]) -> tuple[Any, dict[s
         raise ValueError(f"The checkpoint is of another model than {name}.")
     filled = [(path, variable.replace(tensors[_text(path)])) for path, variable in variables.items()]
     nnx.update(model, nnx.from_flat_state(filled))
-    of_timm = getattr(model, "timm_conv_mlp", False) or "_patch" in name
-    return model, torch_weights.export(model, "timm" if of_timm else None)
+    return model
 
 
 def _abstract(name: str, shapes: Mapping[str, Shape] | None = None) -> Any:

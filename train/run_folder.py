@@ -119,8 +119,12 @@ def provenance(config: Any, command: str, seconds: float) -> dict[str, Any]:
 
 def software() -> dict[str, Any]:
     """What runs and on what: hardware, commit, versions."""
-    names = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
-    return {"hardware": hardware(), "commit": commit(), "versions": {name: metadata.version(name) for name in names}}
+    return {"hardware": hardware(), "commit": commit(), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a run's numbers may depend on."""
+    return {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
 
 
 def write_json(path: Path, value: Any) -> None:

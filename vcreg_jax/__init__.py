@@ -1,7 +1,9 @@
 """Variance-Covariance Regularization for JAX and Flax: `import vcreg_jax as vc`."""
 
-from vcreg_jax import losses, metrics, models, torch_weights
+from vcreg_jax import linen, losses, metrics, models, torch_weights
+from vcreg_jax.attach import attach, detach
 from vcreg_jax.baselines import DeCov, WLDReg
+from vcreg_jax.layouts import masked, on_axis
 from vcreg_jax.regularizers import Regularizer, Sites, VCReg, explicit, identity
 
 __all__ = [
@@ -10,10 +12,15 @@ __all__ = [
     "Sites",
     "VCReg",
     "WLDReg",
+    "attach",
+    "detach",
     "explicit",
     "identity",
+    "linen",
     "losses",
+    "masked",
     "metrics",
     "models",
+    "on_axis",
     "torch_weights",
 ]

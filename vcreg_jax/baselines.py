@@ -5,13 +5,13 @@ Functions `h -> h` like VCReg, made for the input of the classifier: `Sites(feat
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from vcreg_jax.add_gradient import add_gradient, pytree
 from vcreg_jax.regularizers import VCReg
@@ -49,7 +49,7 @@ class DeCov:
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
         """`h` itself; the backward pass adds `gradient(h)`."""
-        self._as_vcreg(h)(h)  # checks the features
+        VCReg(scope=self.scope)(h)  # checks the features
         return add_gradient(self, h)
 
     def scaled(self, weight: float | Array) -> "DeCov":
@@ -131,23 +131,33 @@ class WLDReg:
         """The same regularizer with both terms times `weight`, for gradient accumulation; see `VCReg.scaled`."""
         return replace(self, diversity=self.diversity * weight, activation=self.activation * weight)
 
-    def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
-        """The formula above, in float32 or wider."""
+    def penalty(
+        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
+    ) -> Float[Array, ""]:
+        """The formula above, in float32 or wider; with `keep` of the rows where it is true alone."""
         if (explicit := explicit_sharding(h)) is None:
-            return self._penalty(h)
+            return self._penalty(h, keep)
         with jax.sharding.use_abstract_mesh(explicit[0]):
-            return cast(Array, jax.sharding.auto_axes(self._penalty, out_sharding=PartitionSpec())(h))
+            return cast(Any, jax.sharding.auto_axes(self._penalty, out_sharding=PartitionSpec()))(h, keep)
 
-    def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """`jax.grad(penalty)(h)`."""
-        return jax.grad(self.penalty)(h).astype(statistics_dtype(h))
+    def gradient(
+        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
+    ) -> Float[Array, "*samples d"]:
+        """`jax.grad(penalty)(h, keep)`."""
+        return jax.grad(self.penalty)(h, keep).astype(statistics_dtype(h))
 
-    def _penalty(self, h: Array) -> Array:
+    def _penalty(self, h: Array, keep: Array | None) -> Array:
         axes = shard_axes(h)
         rows = h.astype(statistics_dtype(h)).reshape(-1, h.shape[-1])
         n, d = num_samples(h, axes), h.shape[-1]
         if n == 0:
             return jnp.zeros((), rows.dtype)
+        weights = jnp.ones((len(rows), 1), rows.dtype)
+        if keep is not None:
+            weights = keep.reshape(-1, 1).astype(rows.dtype)
+            rows = jnp.where(weights > 0, rows, 0.0)  # where left out they may be anything, NaN included
+            total = (weights + 0 * rows[:, :1]).sum()  # split over the shards as the rows are
+            n = jnp.maximum(lax.psum(total, axes) if axes else total, 1)
 
         def over_samples(values: Array) -> Array:
             total = values.sum(axis=0)
@@ -155,7 +165,7 @@ class WLDReg:
 
         @functools.partial(jax.checkpoint)
         def similarities(feature: Array) -> Array:
-            return jnp.exp(-self.gamma * (feature[:, None] - rows) ** 2).sum(axis=0)
+            return (weights * jnp.exp(-self.gamma * (feature[:, None] - rows) ** 2)).sum(axis=0)
 
         per_shard = lax.map(similarities, rows.T)
         similarity = (lax.psum(per_shard, axes) if axes else per_shard) / n

@@ -245,6 +245,8 @@ def _check(h: Array, scope: Literal["global"] | int) -> None:
         raise ValueError(f"VCReg needs at least one feature, got shape {h.shape}.")
     if not jnp.issubdtype(h.dtype, jnp.floating):
         raise ValueError(f"VCReg needs floating-point features, got {h.dtype}. Cast them first.")
+    if not all(isinstance(size, int) for size in h.shape):
+        return  # a program exported for any batch: there is no number to judge
     rows = num_samples(h, shard_axes(h)) if scope == "global" else math.prod(shape_in_groups(h, scope)[1:-1])
     if rows < 2:
         warnings.warn(f"VCReg adds nothing: a covariance needs 2 samples, got {rows} in {h.shape}.", stacklevel=3)

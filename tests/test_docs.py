@@ -1,0 +1,83 @@
+"""Every block of code in the README and the documentation runs, page by page; every command is one that there is."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from train.__main__ import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The code in a page's blocks, with the number of the line before."""
+    text = page.read_text(encoding="utf-8")
+    found = [match for match in BLOCK.finditer(text) if match[1] == language]
+    return [(text.count("\n", 0, match.start(2)), match[2]) for match in found]
+
+
+def with_blocks(language: str):
+    pages = [page for page in PAGES if blocks(page, language)]
+    return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def _random_weights(url, **_):
+    """In the place of a download: what is at that address has these names and shapes."""
+    import torchvision
+
+    assert "resnet50" in url
+    return torchvision.models.resnet50().state_dict()
+
+
+@with_blocks("python")
+def test_every_block_runs_after_those_before_it(page, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", _random_weights)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", _random_weights)
+    names = {"__name__": "page"}
+    if page.name == "README.md":  # whose first lines speak of any features and images
+        import torchvision
+
+        h, images = jnp.linspace(0, 1, 24).reshape(6, 4), jnp.ones((2, 32, 32, 3))
+        names |= {"h": h, "images": images, "torch": torch, "torchvision": torchvision}
+    for line, code in blocks(page, "python"):
+        # As many empty lines before it as the page has: a traceback names the page's own line.
+        exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+@with_blocks("sh")
+def test_every_command_is_one_that_there_is(page):
+    for _, script in blocks(page, "sh"):
+        for words in (shlex.split(line, comments=True) for line in script.replace("\\\n", " ").splitlines()):
+            text = " ".join(words)
+            if "python -m train" in text:
+                command, *rest = text.split(" -m train ")[1].split()
+                assert command in COMMANDS, text
+                assert all((ROOT / word).is_file() for word in rest if word.startswith("configs/")), text
+            elif words and words[0] == "make":
+                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), text
+
+
+def _example(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_fine_grained_example_probes_well_above_chance():
+    assert all(accuracy > 60 for accuracy in _example("fine_grained").main().values())
+
+
+def test_the_image_folder_example_ends_with_a_table(tmp_path):
+    table = _example("image_folder").main(tmp_path)
+    assert "| probe accuracy (%)" in table and "VCReg" in table
+    assert (tmp_path / "runs" / "shapes" / "report.html").stat().st_size > 10_000

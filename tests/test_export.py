@@ -1,0 +1,114 @@
+"""What `export` writes, read by those it is for: torchvision, safetensors and jax.export; torchvision is the oracle."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torchvision
+from flax import nnx
+
+import vcreg_jax as vc
+from configs import digits
+from tests.torch_models import perturbed
+from train.__main__ import main
+from train.checkpoint import Checkpoints
+from train.config import Pretraining
+from train.run_folder import claim, write_json
+from train.step import split
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+def theirs() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return perturbed(torchvision.models.resnet18(num_classes=5)).eval()
+
+
+def run_folder(directory, name: str):
+    """As a finished run leaves it, the weights being PyTorch's."""
+    train = digits.get_config().train
+    data = replace(train.data, name="synthetic", mean=MEAN, std=STD, synthetic_size=24, channels=None, in_memory=False)
+    train = replace(train, data=data, model=replace(train.model, name=name))
+    claim(directory / "net", Pretraining("net", train, {"VCReg": vc.Sites(block=vc.VCReg(0.5))}))
+    folder = directory / "net" / "VCReg" / "seed0"
+    folder.mkdir(parents=True)
+    model = nnx.eval_shape(lambda: vc.models.create(name, num_classes=5, rngs=nnx.Rngs(0)))
+    if name == "resnet18":
+        vc.torch_weights.load(model, theirs().state_dict())
+    else:
+        nnx.update(model, jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), nnx.state(model)))
+    _, params, batch_stats = split(model)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(7, {"params": params, "batch_stats": batch_stats, "step": jnp.asarray(7)})
+    write_json(folder / "result.json", {"validation_accuracy": 0.912345678})
+    write_json(directory / "net" / "pretraining.json", {"commit": "0123abc", "command": "python -m train run net.py"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return run_folder(tmp_path_factory.mktemp("runs"), "resnet18")
+
+
+def test_torchvision_takes_every_tensor(folder, capsys):
+    main(["export", str(folder), "--to", "torchvision"])
+    assert "resnet18, 5 classes" in capsys.readouterr().out
+    state = torch.load(folder / "export" / "model.pth", weights_only=True)
+    torchvision.models.resnet18(num_classes=5).load_state_dict(state, strict=True)
+    for key, value in theirs().state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(state[key], value), key
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+def test_the_program_has_torchvisions_logits_for_pixels_of_any_number_of_images(folder, tmp_path):
+    main(["export", str(folder), "--to", "stablehlo", "--out", str(tmp_path)])
+    program = jax.export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
+    logits, features = program.call(pixels)
+    normalized = (pixels / 255 - np.array(MEAN)) / np.array(STD)
+    with torch.no_grad():
+        expected = theirs()(torch.tensor(normalized.transpose(0, 3, 1, 2), dtype=torch.float32)).numpy()
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    assert features.shape == (3, 512)
+    card = (tmp_path / "README.md").read_text()
+    assert "('b', 24, 24, 3)" in card and "model.pth" not in card
+
+
+def test_the_card_says_what_it_is_and_its_code_runs(tmp_path, monkeypatch):
+    folder = run_folder(tmp_path, "convnext_digits")
+    main(["export", str(folder), "--to", "safetensors"])
+    card = (folder / "export" / "README.md").read_text()
+    about = ("0123abc", "python -m train run net.py", "synthetic", '"alpha": 0.5', f"jax | {jax.__version__} |")
+    for said in ("convnext_digits, 5 classes", "validation_accuracy | 0.91235 |", *about):
+        assert said in card
+    monkeypatch.chdir(folder / "export")
+    names: dict = {}
+    exec(card.split("## model.safetensors\n\n```python\n")[1].split("```")[0], names)
+    np.testing.assert_array_equal(names["model"].head.kernel[...], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "onnx"], "invalid choice: 'onnx'"),
+        ([], "the following arguments are required: --to"),
+    ],
+)
+def test_what_cannot_be_written_is_said(folder, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["export", str(folder), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_another_folder_and_another_model_are_said(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["export", str(folder.parents[1]), "--to", "safetensors"])
+    assert f"no run of one arm and seed. It holds {folder}." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export", str(run_folder(tmp_path, "resnet20")), "--to", "torchvision"])
+    assert "torchvision has no resnet20. Use --to safetensors" in capsys.readouterr().err

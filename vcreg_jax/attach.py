@@ -1,0 +1,82 @@
+"""Regularizers in any Flax NNX model, also one that was written without a thought of them: `attach` and `detach`."""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any, Literal
+
+from flax import nnx
+from jax import Array
+
+from vcreg_jax.add_gradient import Regularizer
+from vcreg_jax.placement import Placement, Where, matches, nothing_matched
+
+_PLACEMENT = "_vcreg_placement"  # of a class made by `attach`
+
+
+def attach(
+    model: nnx.Module,
+    reg: Regularizer,
+    *,
+    where: Where,
+    item: str | int | None = None,
+    at: Literal["output", "input"] = "output",
+    mask: Callable[..., Array] | None = None,
+) -> tuple[str, ...]:
+    """The paths of the modules of `model` to whose output `reg` is applied from now on, in place.
+
+        vc.attach(model, vc.VCReg(alpha=0.64, beta=0.08), where=ResidualBlock)
+
+    Each such module becomes an instance of a subclass of its class whose call returns `reg` of what it returned.
+    Parameters, state and checkpoints stay what they were, and so does the compiled inference program. It holds
+    through `nnx.split` and `merge`, `jit`, `grad`, `scan` and `remat`; a structure that was split off before is without
+    it. A module that is used twice is regularized at each use. `detach` undoes it.
+
+    Args:
+      model: any NNX model.
+      reg: a regularizer; its weights are numbers, not arrays.
+      where: which modules: a class or several; a pattern of paths such as `"blocks/*"`, matched from the path's end as
+        for files, or from its start if it begins with `/`; or a function of path and module.
+      item: which array of an output that is a tuple, dict or other pytree: `0`, `"features"`, `"hidden/2"`. The carry
+        of a scan's body is 0.
+      at: `"input"` regularizes the module's first argument instead: the features, before a classifier `"head"`.
+      mask: from the arguments of the module's call, which rows count: `mask=lambda x, mask: mask`. See `masked`.
+
+    Raises:
+      ValueError: for a `where` that matches nothing, naming what is near; a module that has a regularizer already; a
+        `reg` that holds arrays. When the model is called, for an output that is no array, naming its arrays.
+    """
+    placement = Placement(reg, item, at, mask)
+    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    chosen = {path: module for path, module in modules.items() if callable(module) and matches(where, path, module)}
+    if not chosen:
+        raise nothing_matched(where, {path: module for path, module in modules.items() if callable(module)})
+    if taken := [path for path, module in chosen.items() if hasattr(module, _PLACEMENT)]:
+        raise ValueError(
+            f"{taken[0] or 'The model'!r} has a regularizer already, and two would add up. Use vc.detach(model) first, "
+            "or attach one function of both, such as lambda h: first(second(h))."
+        )
+    for module in chosen.values():
+        object.__setattr__(module, "__class__", _regularized(type(module), placement))
+    return tuple(chosen)
+
+
+def detach(model: nnx.Module) -> tuple[str, ...]:
+    """The paths of the modules that had a regularizer by `attach` and are now without, of their own class again."""
+    chosen = {path: module for path, module in nnx.iter_modules(model) if hasattr(module, _PLACEMENT)}
+    for module in chosen.values():
+        object.__setattr__(module, "__class__", type(module).__bases__[0])
+    return tuple("/".join(map(str, path)) for path in chosen)
+
+
+@functools.cache  # equal placements give one class, so that equal models share compiled programs
+def _regularized(cls: Any, placement: Placement) -> type:
+    @functools.wraps(cls.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - the method it becomes
+        args = placement.on_input(cls.__name__, args, kwargs)
+        return placement.on_output(cls.__name__, cls.__call__(self, *args, **kwargs), args, kwargs)
+
+    def fill(namespace: dict[str, Any]) -> None:
+        namespace |= {"__call__": __call__, "__module__": cls.__module__, "__doc__": cls.__doc__, _PLACEMENT: placement}
+
+    return types.new_class(f"Regularized{cls.__name__}", (cls,), {"pytree": cls._pytree__is_pytree}, fill)

@@ -1,0 +1,153 @@
+"""Regularizers for features that lie otherwise: on another axis than the last, or with rows that do not count.
+
+Each is a function of a regularizer that returns a regularizer, so they nest and go wherever one goes.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
+
+from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, pytree
+from vcreg_jax.baselines import DeCov, WLDReg
+from vcreg_jax.regularizers import VCReg, identity
+from vcreg_jax.statistics import explicit_sharding, in_groups, num_samples, shard_axes, statistics_dtype
+
+
+def on_axis(reg: Regularizer, axis: int) -> Regularizer:
+    """`reg` for features that lie on `axis` instead of the last: `on_axis(reg, 1)` for `(batch, d, height, width)`.
+
+    All other axes are samples, in their order; of a group scope the first of them is divided. Nothing is moved in the
+    forward pass.
+
+    Raises:
+      ValueError: for a `reg` that is neither a regularizer with a `gradient` nor `identity`; and when called on
+        features without that axis.
+    """
+    return identity if reg is identity else _OnAxis(_with_gradient(reg), axis)
+
+
+def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, "*leading"]) -> Regularizer:
+    """`reg` of the rows where `mask` is true (or not 0) alone, as if the others were not there: padding tokens.
+
+    Statistics, counts and penalty are those of the kept rows, in a group scope of each group's own. Rows that are left
+    out receive nothing from `reg`, whatever they hold, NaN included; their incoming gradient passes unchanged.
+    With fewer than two kept rows nothing is added, and the penalty is that of constant features.
+
+    How: with n of N rows kept, the penalty of VCReg and DeCov is that of N rows which are 0 where left out and
+    sqrt((N - 1) / (n - 1)) (DeCov: sqrt(N / n)) times the centred row elsewhere, since these have the kept rows'
+    covariance. It takes the kept rows' sum and number: one more all-reduce, of d + 1 numbers.
+
+    Args:
+      reg: `VCReg`, `DeCov`, `WLDReg`, any of them `on_axis`, or `identity`.
+      mask: of the shape of the features without their last axis, or of the leading axes of that: `(batch, tokens)`
+        for features `(batch, tokens, d)`, `(batch,)` for whole examples. May be traced.
+
+    Raises:
+      ValueError: for another `reg`, one with `paper_scale` or `sample`, which are not defined for single rows; and
+        when called on features whose leading axes are not those of the mask.
+    """
+    if reg is identity:
+        return identity
+    if isinstance(reg, _OnAxis):
+        return on_axis(masked(reg.reg, mask), reg.axis)
+    if not isinstance(reg, VCReg | DeCov | WLDReg):
+        raise ValueError(f"masked takes VCReg, DeCov or WLDReg, got {reg!r}. Mask that first, then wrap it.")
+    if isinstance(reg, VCReg) and (reg.paper_scale or reg.sample > 1):
+        raise ValueError("masked takes no VCReg with paper_scale=True or sample > 1: they count rows by their place.")
+    return _Masked(reg, jnp.asarray(mask))
+
+
+def _with_gradient(reg: Regularizer) -> Penalty:
+    if not isinstance(reg, Penalty):
+        raise ValueError(f"on_axis takes a regularizer with a penalty and a gradient, or vc.identity; got {reg!r}.")
+    return reg
+
+
+@pytree("reg")
+@dataclass(frozen=True)
+class _OnAxis:
+    reg: Penalty
+    axis: int
+
+    def __call__(self, h: Float[Array, "..."], /) -> Float[Array, "..."]:
+        if not -h.ndim <= self.axis < h.ndim:
+            raise ValueError(f"on_axis({self.axis}) needs features with that axis, got shape {h.shape}.")
+        jax.eval_shape(lambda h: self.reg(self._moved(h)), h)  # refuses here, not in the backward pass
+        return add_gradient(self, h)
+
+    def penalty(self, h: Float[Array, "..."], /) -> Float[Array, ""]:
+        return self.reg.penalty(self._moved(h))
+
+    def gradient(self, h: Float[Array, "..."], /) -> Float[Array, "..."]:
+        return jnp.moveaxis(self.reg.gradient(self._moved(h)), -1, self.axis)
+
+    def _moved(self, h: Array) -> Array:
+        return jnp.moveaxis(h, self.axis, -1)
+
+
+@pytree("reg", "mask")
+@dataclass(frozen=True)
+class _Masked:
+    reg: VCReg | DeCov | WLDReg
+    mask: Array
+
+    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        self.reg(h)  # checks the features
+        self._keep(h)
+        return add_gradient(self, h)
+
+    def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
+        if isinstance(self.reg, WLDReg):
+            return self.reg.penalty(h, self._keep(h))
+        return self.reg.penalty(self._stand_in(h)[0])
+
+    def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        if isinstance(self.reg, WLDReg):
+            return self.reg.gradient(h, self._keep(h))
+        # The kept rows' mean depends on them, too; but what would pass through it is the sum of this, which is 0.
+        rows, scale = self._stand_in(h)
+        return self.reg.gradient(rows) * scale
+
+    def _keep(self, h: Array) -> Array:
+        """Which rows count, of the shape of the features without their last axis."""
+        leading = self.mask.ndim
+        if self.mask.shape != h.shape[:-1][:leading]:
+            raise ValueError(
+                f"A mask of shape {self.mask.shape} does not fit features of shape {h.shape}: it needs their leading "
+                f"axes, such as {h.shape[:-1]}."
+            )
+        rest = h.ndim - 1 - leading
+        return jnp.broadcast_to(jnp.expand_dims(self.mask != 0, tuple(range(leading, leading + rest))), h.shape[:-1])
+
+    def _stand_in(self, h: Array) -> tuple[Array, Array]:
+        """Rows with the kept rows' covariance, in the dtype of `h`; and by what each was multiplied, 0 if left out."""
+        if (explicit := explicit_sharding(h)) is None:
+            return self._stand_in_of(h, self._keep(h))
+        mesh, spec = explicit
+        spec = PartitionSpec(*spec, *[None] * (h.ndim - len(spec)))
+        shardings = (spec, PartitionSpec(*spec[:-1], None))
+        with jax.sharding.use_abstract_mesh(mesh):
+            return cast(Any, jax.sharding.auto_axes(self._stand_in_of, out_sharding=shardings))(h, self._keep(h))
+
+    def _stand_in_of(self, h: Array, keep: Array) -> tuple[Array, Array]:
+        assert not isinstance(self.reg, WLDReg)
+        groups, axes = (1, shard_axes(h)) if self.reg.scope == "global" else (self.reg.scope, ())
+        lost = 1 if isinstance(self.reg, VCReg) else 0  # a degree of freedom to the mean
+        per_group = h[None] if self.reg.scope == "global" else in_groups(h, groups)
+        keep = keep.reshape(*per_group.shape[:-1], 1)
+        wide = per_group.astype(statistics_dtype(h))
+        over_rows = tuple(range(1, per_group.ndim - 1))
+        counted = jnp.concatenate([jnp.where(keep, wide, 0.0), keep.astype(wide.dtype)], axis=-1)
+        totals = counted.sum(axis=over_rows, keepdims=True)
+        totals = lax.psum(totals, axes) if axes else totals
+        count = totals[..., -1:]
+        rows = num_samples(per_group[0], axes)
+        scale = jnp.sqrt((rows - lost) / jnp.maximum(count - lost, 1))
+        stand_in = jnp.where(keep, (wide - totals[..., :-1] / jnp.maximum(count, 1)) * scale, 0.0)
+        return stand_in.astype(h.dtype).reshape(h.shape), jnp.where(keep, scale, 0.0).reshape(*h.shape[:-1], 1)
