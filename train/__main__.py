@@ -78,8 +78,13 @@ def _dispatch(command: str, *arguments: str) -> None:
 def _run(config: Any, command: str) -> None:
     from train import experiment, pretraining
     from train.config import Pretraining
+    from train.two_moons import TwoMoons
 
-    if isinstance(config, Pretraining):
+    if isinstance(config, TwoMoons):
+        from train import figure1
+
+        print(f"\nReport: {figure1.run(config, command) / 'report.html'}")
+    elif isinstance(config, Pretraining):
         folder = pretraining.run(config, command)
         print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
     else:
