@@ -162,11 +162,11 @@ def _panel(axes: Axes, values: NDArray, x: NDArray, sign: NDArray, title: str) -
     axes.set_title(title, fontsize=8, pad=4)
 
 
+@figures.styled
 def drawn(figure: Figure) -> str:
     """The figure as an SVG of its own with coordinates to a tenth of a point: small enough to be committed."""
     buffer = io.StringIO()
-    with figures.styled:
-        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
     short = re.sub(r"(\d+\.\d)\d+", r"\1", buffer.getvalue())
     return re.sub(r"[ \t]*\n", "\n", short)
 
