@@ -27,7 +27,10 @@ CONFIG = str(ROOT / "configs" / "digits.py")
         (["run", CONFIG, "--seeds"], "An experiment needs a seed"),
         (["run", "configs/nothing.py"], "There is no config file configs/nothing.py. Known: "),
         (["run"], "`python -m train run` needs a config file"),
-        (["walk"], "Unknown command 'walk'. Known: run, prepare, data, report, convert, crosscheck, bench, preflight."),
+        (
+            ["walk"],
+            "Unknown command 'walk'. Known: run, prepare, data, report, analyse, convert, crosscheck, bench, pre",
+        ),
         (["report", "nowhere"], "nowhere/experiment.json is missing"),
     ],
 )

@@ -7,6 +7,8 @@
     python -m train data NAME [--directory runs/data]
                                               splits, counts, class balance, a contact sheet; does every image decode?
     python -m train report FOLDER             write the report of a finished run again
+    python -m train analyse RUN ... [--data NAME] [--label NAME] [--critic-steps N] [--output FOLDER]
+                                              Table 6 of a run's checkpoints: CDNV, NCC, mutual information, spectra
     python -m train convert IN OUT [--model NAME] [--num-classes N]
                                               weights between .pth/.th/.pt, .safetensors and a run's checkpoints
     python -m train crosscheck [--json FILE]  compare this implementation with PyTorch, number by number
@@ -34,7 +36,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-COMMANDS = ("run", "prepare", "data", "report", "convert", "crosscheck", "bench", "preflight")
+COMMANDS = ("run", "prepare", "data", "report", "analyse", "convert", "crosscheck", "bench", "preflight")
 
 
 def main(arguments: list[str]) -> None:
@@ -58,6 +60,7 @@ def _dispatch(command: str, *arguments: str) -> None:
     with_own_parser = {
         "prepare": _prepare,
         "data": _data,
+        "analyse": _analyse,
         "convert": _convert,
         "crosscheck": _crosscheck,
         "bench": _bench,
@@ -123,6 +126,20 @@ def _data(arguments: tuple[str, ...]) -> None:
     print(text)
     if not every_image_decodes:
         sys.exit(1)
+
+
+def _analyse(arguments: tuple[str, ...]) -> None:
+    parser = _Parser(
+        "python -m train analyse", description="Writes analysis.json and analysis.html into the first run."
+    )
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    parser.add_argument("--data", metavar="NAME", help="another prepared data set; default: the run's own")
+    parser.add_argument("--label", metavar="NAME", help="another of its labels")
+    parser.add_argument("--critic-steps", metavar="N", type=int, default=3000)
+    parser.add_argument("--output", metavar="FOLDER", type=Path)
+    from train import analysis_page
+
+    analysis_page.run(parser.parse_args(arguments), ["python", "-m", "train", "analyse", *arguments])
 
 
 def _convert(arguments: tuple[str, ...]) -> None:

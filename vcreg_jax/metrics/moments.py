@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 
-from vcreg_jax.statistics import num_samples, statistics_dtype
+from vcreg_jax.statistics import statistics_dtype
 
 
 class Moments(NamedTuple):
@@ -20,9 +20,10 @@ class Moments(NamedTuple):
     def merge(self, other: "Moments") -> "Moments":
         """Those of both sets of rows together (Chan, Golub & LeVeque 1983, Eq. 2.1), in the arrays' own dtype."""
         count = self.count + other.count
+        share = other.count / np.maximum(count, 1)
         apart = other.mean - self.mean
-        between = apart[:, None] * apart[None] * (self.count * other.count / count)
-        mean = self.mean + apart * (other.count / count)
+        between = apart[:, None] * apart[None] * (self.count * share)
+        mean = self.mean + apart * share
         return Moments(count, mean, self.scatter + other.scatter + between)
 
     def covariance(self) -> Float[Array | np.ndarray, "d d"]:
@@ -30,13 +31,19 @@ class Moments(NamedTuple):
         return self.scatter / (self.count - 1)
 
 
-def moments(h: Float[Array, "*samples d"]) -> Moments:
-    """The moments of a batch of at least one row, every leading axis counting as samples, in float32 or wider."""
+def moments(h: Float[Array, "b *rest d"], where: Bool[Array, " b"] | None = None) -> Moments:
+    """The moments of a batch, every leading axis counting as samples, in float32 or wider.
+
+    `where` keeps those indices of the first axis that are no padding. Without a row all moments are 0.
+    """
     dtype, samples = statistics_dtype(h), tuple(range(h.ndim - 1))
-    mean = h.mean(axis=samples, dtype=dtype)
-    x = h.astype(dtype) - jnp.expand_dims(mean, samples)
+    kept = jnp.ones(len(h), dtype) if where is None else where.astype(dtype)
+    weights = jnp.broadcast_to(jnp.expand_dims(kept, tuple(range(1, h.ndim))), (*h.shape[:-1], 1))
+    count = weights.sum()
+    mean = (h.astype(dtype) * weights).sum(axis=samples) / jnp.maximum(count, 1)
+    x = (h.astype(dtype) - jnp.expand_dims(mean, samples)) * weights
     scatter = lax.dot_general(x, x, ((samples, samples), ((), ())), precision=lax.Precision.HIGHEST)
-    return Moments(jnp.asarray(num_samples(h), dtype), mean, scatter)
+    return Moments(count, mean, scatter)
 
 
 class LayerStatistics(NamedTuple):
