@@ -104,7 +104,7 @@ def test_every_number_is_what_numpy_and_scikit_learn_find_in_the_layers(folder, 
             assert layer["cdnv"][split] == pytest.approx(np.mean(pairs), rel=1e-3)
         rows = outputs["train"][i].reshape(-1, layer["width"])
         s = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False) / np.sqrt(len(rows) - 1)
-        np.testing.assert_allclose(layer["singular_values"], s, rtol=1e-2, atol=1e-4 * s[0])
+        np.testing.assert_allclose(layer["singular_values"], s, rtol=1e-2, atol=1e-3 * s[0])
     assert -0.5 < np.mean(found["cosines"]) < 0.5 and np.allclose(np.diag(found["cosines"]), 1)
 
 
@@ -118,7 +118,7 @@ def test_the_page_and_the_table_hold_the_numbers_beside_the_papers(folder, writt
     text = analysis_page.markdown({"VCReg": [found, other], "other labels": [without]})
     values = np.array([one["layers"][-1]["cdnv"]["train"], 3.0])
     assert f"| CDNV, train | {values.mean():.3f} ± {values.std(ddof=1):.3f} |" in text
-    assert "| NCC agreement, train | " in text and " | – | 0.99 | 0.81 |" in text.replace("\N{EN DASH}", "–")
+    assert "| NCC agreement, train | " in text and " | \N{EN DASH} | 0.99 | 0.81 |" in text
     html = (folder / "analysis.html").read_text()
     assert "| 2.8 | 4.6 |" in text and f"<td>{values[0]:.3f}</td><td>0.28</td><td>0.56</td>" in html
     assert html.count("<svg") == 5 and "http" not in html.replace("http://www.w3.org", "")

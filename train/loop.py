@@ -16,6 +16,7 @@ from train.augment import check_mix
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import pipeline
+from train.diagnostics import Diagnostics
 from train.log import Bar, DataWait, MetricsFile, Rate
 from train.model import Architecture, create_state, structure
 from train.optim import make_optimizer
@@ -67,7 +68,7 @@ def prepare(config: TrainConfig, sites: Sites) -> Prepared:
 def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: str) -> Trained:
     """Trains to `config.steps`, going on from the newest checkpoint under `directory` if there is one.
 
-    Writes `metrics.jsonl` and `checkpoints/`. The order within a step is fixed: evaluate, save, step, log.
+    Writes `metrics.jsonl` and `checkpoints/`. The order within a step is fixed: evaluate, save, diagnose, step, log.
     """
     run = prepare(config, sites)
     normalize = Normalize(config.data.mean, config.data.std)
@@ -87,6 +88,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
         batches = DataWait(device_batches(stream, run.mesh))
         accuracy = 0.0
         rate = Rate(config.batch_size)
+        diagnostics = Diagnostics(run.architecture, normalize, config.label_smoothing)
         with Bar(title, config.steps, start) as bar:
             for step in range(start, config.steps + 1):
                 last = step == config.steps
@@ -100,7 +102,10 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     checkpoints.save(step, state)
                 if last:
                     break
-                state, metrics = train_step(state, next(batches), seed)
+                batch = next(batches)
+                if config.diagnose_every and step and step % config.diagnose_every == 0:
+                    diagnostics.look(step, state, batch, seed, metrics_file, bar)
+                state, metrics = train_step(state, batch, seed)
                 if step % config.log_every == 0:
                     metrics_file.write(step, "train", metrics | {"data_wait": batches.share()})
                     rate.update(step)
