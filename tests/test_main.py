@@ -29,7 +29,7 @@ CONFIG = str(ROOT / "configs" / "digits.py")
         (["run"], "`python -m train run` needs a config file"),
         (
             ["walk"],
-            "Unknown command 'walk'. Known: run, prepare, data, report, convert, export, crosscheck, bench, preflight.",
+            "Unknown command 'walk'. Known: run, prepare, data, report, analyse, convert, export, crosscheck, bench, p",
         ),
         (["report", "nowhere"], "nowhere/experiment.json is missing"),
     ],

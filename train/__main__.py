@@ -7,6 +7,8 @@
     python -m train data NAME [--directory runs/data]
                                               splits, counts, class balance, a contact sheet; does every image decode?
     python -m train report FOLDER             write the report of a finished run again
+    python -m train analyse RUN ... [--data NAME] [--label NAME] [--critic-steps N] [--output FOLDER]
+                                              Table 6 of a run's checkpoints: CDNV, NCC, mutual information, spectra
     python -m train convert IN OUT [--model NAME] [--num-classes N]
                                               weights between .pth/.th/.pt, .safetensors and a run's checkpoints
     python -m train export RUN/ARM/SEED --to safetensors|torchvision|stablehlo [--out FOLDER] [--image-size N]
@@ -38,7 +40,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-COMMANDS = ("run", "prepare", "data", "report", "convert", "export", "crosscheck", "bench", "preflight")
+COMMANDS = ("run", "prepare", "data", "report", "analyse", "convert", "export", "crosscheck", "bench", "preflight")
 
 
 def main(arguments: list[str]) -> None:
@@ -66,6 +68,7 @@ def _dispatch(command: str, *arguments: str) -> None:
     with_own_parser = {
         "prepare": _prepare,
         "data": _data,
+        "analyse": _analyse,
         "convert": _convert,
         "export": _export,
         "crosscheck": _crosscheck,
@@ -90,21 +93,25 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
     parser.add_argument("--process-id", metavar="I", type=int)
     given, overrides = parser.parse_known_args(arguments[1:])
     config = _overridden(_load_config(Path(arguments[0])), tuple(overrides))
-    from train import experiment, hosts, preemption, pretraining, transfer
+    from train import experiment, figure1, hosts, preemption, pretraining, transfer
     from train.config import Pretraining, Transfer
+    from train.two_moons import TwoMoons
 
     hosts.join(given.coordinator, given.num_processes, given.process_id)
-    kind = {Pretraining: pretraining, Transfer: transfer}.get(type(config), experiment)
+    kinds = {Pretraining: pretraining, Transfer: transfer, TwoMoons: figure1}
     with preemption.ends_at_once(), hosts.errors_end_at_once():
-        folder = kind.run(config, command)
+        folder = kinds.get(type(config), experiment).run(config, command)
         if not hosts.is_first():
             return
-        if isinstance(config, Transfer):
-            print(f"Run: {folder}")
-        elif isinstance(config, Pretraining):
-            print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
-        else:
-            _report(folder)
+        match config:
+            case TwoMoons():
+                print(f"\nReport: {folder / 'report.html'}")
+            case Transfer():
+                print(f"Run: {folder}")
+            case Pretraining():
+                print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
+            case _:
+                _report(folder)
 
 
 def _report(folder: Path) -> None:
@@ -139,6 +146,20 @@ def _data(arguments: tuple[str, ...]) -> None:
     print(text)
     if not every_image_decodes:
         sys.exit(1)
+
+
+def _analyse(arguments: tuple[str, ...]) -> None:
+    parser = _Parser(
+        "python -m train analyse", description="Writes analysis.json and analysis.html into the first run."
+    )
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    parser.add_argument("--data", metavar="NAME", help="another prepared data set; default: the run's own")
+    parser.add_argument("--label", metavar="NAME", help="another of its labels")
+    parser.add_argument("--critic-steps", metavar="N", type=int, default=3000)
+    parser.add_argument("--output", metavar="FOLDER", type=Path)
+    from train import analysis_page
+
+    analysis_page.run(parser.parse_args(arguments), ["python", "-m", "train", "analyse", *arguments])
 
 
 def _convert(arguments: tuple[str, ...]) -> None:

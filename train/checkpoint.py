@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from train.config import CheckpointConfig
-from train.saved_state import CheckpointCorruptError, described, first_line, read_about, read_arrays
+from train.saved_state import CheckpointCorruptError, by_path, described, first_line, read_about, read_state
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Checkpoints:
         """
         failures = self._settled()
         if step not in self._manager.all_steps():
-            arrays = _flat(state)
+            arrays = by_path(state)
             about = described(arrays, validation, self._run)
             items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
             self._kept.accuracies[step] = validation.get("accuracy")
@@ -96,10 +96,10 @@ class Checkpoints:
           ValueError: when the newest that can be read holds other names, shapes or dtypes than `like`.
           CheckpointCorruptError: when there are checkpoints and all of them are damaged; they stay where they are.
         """
-        wanted, damaged = _flat(like), {}
+        damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                arrays, about = read_arrays(self._directory / str(step), wanted)
+                state, about = read_state(self._directory / str(step), like)
             except CheckpointCorruptError as error:
                 damaged[step] = str(error)
                 continue
@@ -107,7 +107,6 @@ class Checkpoints:
             if damaged:
                 self._manager.close()
                 self._manager = self._open()
-            state = jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
             return Restored(step, state, about["run"], warnings)
         if damaged:
             raise CheckpointCorruptError(
@@ -160,8 +159,3 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("a damaged checkpoint is set aside")
         return name
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -49,6 +49,10 @@ class RunLog:
         self._file.write(step, "validation", metrics)
         self._bar.line(step, f"validation accuracy {metrics['accuracy']:.1%}  {self._rate}")
 
+    def layers(self, step: int, metrics: dict[str, Any]) -> None:
+        """What a look into the layers before `step` gave, by names such as "block 3/effective_rank"."""
+        self._file.write(step, "layers", metrics)
+
     def warn(self, step: int, warnings: Sequence[str]) -> None:
         """What a person should know who was not watching."""
         for text in warnings:

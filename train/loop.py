@@ -17,6 +17,7 @@ from train.augment import check_mix
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import pipeline
+from train.diagnostics import Diagnostics
 from train.log import DataWait, RunLog
 from train.model import Architecture, create_state, structure
 from train.objective import objective
@@ -74,7 +75,7 @@ def prepare(config: TrainConfig, sites: Sites) -> Prepared:
 def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: str) -> Trained:
     """Trains to `config.steps`, going on from the newest checkpoint under `directory` if there is one.
 
-    Writes `metrics.jsonl` and `checkpoints/`. The order within a step is fixed: evaluate, save, step, log.
+    Writes `metrics.jsonl` and `checkpoints/`. The order within a step is fixed: evaluate, save, diagnose, step, log.
     """
     run = prepare(config, sites)
     normalize = Normalize(config.data.mean, config.data.std)
@@ -96,6 +97,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
         if restored := checkpoints.restore_newest(like=state):
             start, state = restored.step, restored.state
             warnings = [*restored.warnings, *resume.check(start, restored.run, about)]
+        diagnostics = Diagnostics(run.architecture, normalize, objective(config))
         batches = DataWait(_train_batches(run, config, seed, start), watchdog)
 
         def boundary() -> None:  # between two steps or two evaluated batches
@@ -117,7 +119,10 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     if last:
                         stop_if_stuck(config, run, state, seed, directory)
                         break
-                    state, metrics = train_step(state, next(batches), seed)
+                    batch = next(batches)
+                    if config.diagnose_every and step and step % config.diagnose_every == 0:
+                        diagnostics.look(step, state, batch, seed, log)
+                    state, metrics = train_step(state, batch, seed)
                     preemption.step_taken()
                     if step % config.log_every == 0:
                         log.train(step, metrics | {"learning_rate": rates[step], "data_wait": batches.share()})

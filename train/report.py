@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train import figures
+from train import figures, page
 
 _FILES = ("metrics.jsonl", "result.json", "features.npz")
 
@@ -218,23 +218,6 @@ def write(run_dir: Path) -> Path:
     return path
 
 
-_CSS = """
-body{margin:0;background:var(--paper);color:var(--ink);font:1.05rem/1.6 Charter,"Iowan Old Style",Georgia,serif}
-main{max-width:62rem;margin:auto;padding:clamp(1.5rem,6vw,5rem) clamp(1rem,4vw,2.5rem);gap:3.5rem 3rem}
-main,header,figure>div{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr))}
-header,figure>div{gap:1rem 3rem;align-items:center}
-main>*{grid-column:1/-1;min-width:0}main>.spectrum,main>.strength{grid-column:auto}
-h1{font-size:clamp(1.6rem,3.6vw,2.1rem);line-height:1.15;font-weight:600;margin:.3em 0 .6em;text-wrap:balance}
-figure{margin:0}svg{display:block;width:100%;height:auto;overflow:visible}.soft,figcaption,dt{color:var(--soft)}
-.soft,figcaption,table,dl,svg,summary{font-family:system-ui,sans-serif;font-size:.85rem}
-figcaption{max-width:44rem;margin-top:.8rem}.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:1rem;font-variant-numeric:tabular-nums;width:100%}
-td,th{padding:.6rem 0 .6rem 1.5rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
-th:first-child{text-align:left;padding-left:0;font-weight:400}.wide+.soft{margin-top:-3rem}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:0 1.5rem}dd{margin:0}pre{overflow-x:auto;font-size:.8rem}
-"""
-
-
 def _page(e: Experiment, rows: Sequence[Row]) -> str:
     strip, *pictures = _pictures(e, rows)
     colours = ["soft", *(figures.arm_role(i) for i in range(len(e.arms)))]
@@ -246,21 +229,15 @@ def _page(e: Experiment, rows: Sequence[Row]) -> str:
     stopped = ", ".join(name for name, run in runs if not run.probe_converged)
     notes = [f"The probe stopped before it converged: {stopped}." if stopped else "", e.paper]
     facts = {"hardware": e.hardware, "wall time": f"{e.wall_seconds:.0f} s", "commit": e.commit, **e.versions}
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(e.title)}</title><style>{figures.CSS}{_CSS}</style></head><body><main>
-<header><div><p class="soft">{escape(e.title)}</p><h1>{escape(headline(rows))}</h1>
+    main = f"""<header><div><p class="soft">{escape(e.title)}</p><h1>{escape(headline(rows))}</h1>
 <p>Trained to tell the superclass ({escape(e.superclass_label)}); then frozen, and a linear probe learned the subclass
 ({escape(e.probe_label)}) from the features.</p>{"".join(f"<p>{escape(note)}</p>" for note in notes if note)}</div>
 {strip}</header>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>
 <p class="soft">{escape(_legend(rows))}</p>
 {"".join(pictures)}
-<footer><h2>How this was made</h2><pre>{escape(e.command)}</pre>
-<dl>{"".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())}</dl>
-<details><summary>Configuration</summary><pre>{escape(json.dumps(e.config, indent=2))}</pre></details></footer>
-</main></body></html>
-"""
+{page.footer(e.command, facts, e.config)}"""
+    return page.page(e.title, main)
 
 
 def _pictures(e: Experiment, rows: Sequence[Row]) -> list[str]:

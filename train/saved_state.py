@@ -86,6 +86,19 @@ def read_arrays(folder: Path, like: Arrays | None = None) -> tuple[dict[str, jax
     return arrays, about
 
 
+def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    """A tree with the structure and the shardings of `like`, and what stands beside it; raises as `read_arrays`."""
+    wanted = by_path(like)
+    arrays, about = read_arrays(folder, wanted)
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted]), about
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of nested dicts by names such as `params/head/bias`, in their order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 def first_line(error: BaseException) -> str:
     """An error in one line."""
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -33,13 +33,13 @@ def run(config: Transfer, command: str) -> Path:
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
     _check(config)
-    claim(folder, config)
-    chosen = {arm: _chosen(config, arm, folder / arm) for arm in config.arms}
-    for seed in config.seeds:
-        for arm, candidate in chosen.items():
-            directory = folder / arm / f"seed{seed}"
-            if not (directory / "result.json").exists():
-                write_json(directory / "result.json", _tested(config, arm, candidate, seed, directory))
+    with claim(folder, config):
+        chosen = {arm: _chosen(config, arm, folder / arm) for arm in config.arms}
+        for seed in config.seeds:
+            for arm, candidate in chosen.items():
+                directory = folder / arm / f"seed{seed}"
+                if not (directory / "result.json").exists():
+                    write_json(directory / "result.json", _tested(config, arm, candidate, seed, directory))
     seconds = time.perf_counter() - started
     write_json(folder / "transfer.json", {"name": config.name, **provenance(config, command, seconds)})
     return folder

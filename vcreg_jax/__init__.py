@@ -1,25 +1,29 @@
 """Variance-Covariance Regularization for JAX and Flax: `import vcreg_jax as vc`."""
 
-from vcreg_jax import linen, losses, metrics, models, torch_weights
+from vcreg_jax import linen, losses, metrics, mine, models, torch_weights
 from vcreg_jax.attach import attach, detach
 from vcreg_jax.baselines import DeCov, WLDReg
+from vcreg_jax.diagnose import Diagnosis, diagnose
 from vcreg_jax.layouts import masked, on_axis
 from vcreg_jax.regularizers import Regularizer, Sites, VCReg, explicit, identity
 
 __all__ = [
     "DeCov",
+    "Diagnosis",
     "Regularizer",
     "Sites",
     "VCReg",
     "WLDReg",
     "attach",
     "detach",
+    "diagnose",
     "explicit",
     "identity",
     "linen",
     "losses",
     "masked",
     "metrics",
+    "mine",
     "models",
     "on_axis",
     "torch_weights",

@@ -1,0 +1,186 @@
+"""Figure 1 of the paper: every method's decision boundary as a picture, and two numbers that the paper does not give.
+
+<run>/figure1.json   per network and method the numbers of every seed, and how they were made
+<run>/figure1.svg    the boundary of the mean over seeds, with the first seed's points
+<run>/report.html    both on one page that needs no network
+"""
+
+import html
+import io
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from train import figures, page
+from train.run_folder import claim, provenance, write_json
+from train.two_moons import EDGE, GRID, Found, Method, TwoMoons, points, train
+
+_GROUNDS = ("#f3d9c6", "#cfe0ee")  # where the output is negative, and positive
+LEGEND = (
+    "Distance: mean over the points to the nearest point of their own run's boundary. Sensitivity ratio: mean |df/dx1| "
+    "over mean |df/dx2| at the points, x1 being the axis that separates. Mean ± standard deviation over seeds."
+)
+_POINTS = ("#c65400", "#0072b2")
+
+
+def run(config: TwoMoons, command: str) -> FilePath:
+    """Trains every network under every method and returns the run folder, complete; finished methods are kept.
+
+    Raises:
+      ValueError: before any work, for a config without a seed, network or method, or another one's folder.
+    """
+    if not (config.seeds and config.networks and config.methods):
+        raise ValueError("Figure 1 needs a seed, a network and a method.")
+    started = time.perf_counter()
+    folder = FilePath(config.runs_directory) / config.name
+    rows, panels = [], {}
+    with claim(folder, config):
+        for network, widths in config.networks.items():
+            for name, method in config.methods.items():
+                found = _trained(config, method.widths or widths, method, folder / "trained", name)
+                distance = [
+                    mean_distance(values, config, seed, method.rotation)
+                    for values, seed in zip(found.values, config.seeds, strict=True)
+                ]
+                numbers = {"distance": distance, "sensitivity": sensitivity(found.slopes), "accuracy": found.accuracy}
+                rows.append(
+                    {"network": network, "method": name} | {key: list(map(float, x)) for key, x in numbers.items()}
+                )
+                panels[network, name] = found.values.mean(axis=0)
+                print(line(rows[-1]), flush=True)
+    about = provenance(config, command, time.perf_counter() - started)
+    write_json(folder / "figure1.json", {"rows": rows, **about})
+    svg = drawn(picture(config, panels))
+    (folder / "figure1.svg").write_text(svg, encoding="utf-8")
+    (folder / "report.html").write_text(_page(rows, svg, about), encoding="utf-8")
+    return folder
+
+
+def _trained(config: TwoMoons, widths: tuple[int, ...], method: Method, folder: FilePath, name: str) -> Found:
+    """What `train` gives, kept in a file: methods that bring their own widths are the same on every network."""
+    path = folder / f"{re.sub(r'[^a-z0-9.]+', '_', name.lower())}_{'_'.join(map(str, widths))}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as saved:
+            return Found(**saved)
+    began = time.perf_counter()
+    found = train(config, widths, method)
+    print(f"{time.perf_counter() - began:.0f} s: ", end="")
+    folder.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **found._asdict())
+    partial.replace(path)
+    return found
+
+
+def boundary(values: NDArray) -> NDArray:
+    """Where a function on the grid is 0 along the grid's lines, linearly between neighbours: points (m, 2)."""
+    axis = np.linspace(-EDGE, EDGE, GRID)
+    found = []
+    for along, field in ((0, values), (1, values.T)):
+        a, b = field[:-1], field[1:]
+        i, j = np.nonzero((a < 0) != (b < 0))
+        crossing = axis[i] + (axis[1] - axis[0]) * a[i, j] / (a[i, j] - b[i, j])
+        pair = (crossing, axis[j])
+        found.append(np.stack(pair if along == 0 else pair[::-1], axis=1))
+    return np.concatenate(found)
+
+
+def mean_distance(values: NDArray, config: TwoMoons, seed: int, rotation: float = 0.0) -> float:
+    """The mean over one seed's points of their distance to its boundary; NaN where there is none within the grid."""
+    zeros = boundary(values)
+    return float(cKDTree(zeros).query(points(config, seed, rotation)[0])[0].mean()) if len(zeros) else math.nan
+
+
+def sensitivity(slopes: NDArray) -> NDArray:
+    """By seed, mean |df/dx1| over mean |df/dx2| at the points: how much more the separating axis counts."""
+    size = np.abs(slopes).mean(axis=1)
+    return size[:, 0] / size[:, 1]
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One network under one method, as text."""
+    return "  ".join([f"{row['network']:12} {row['method']:22}", *_cells(row)])
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for key, form in (("distance", ".3f"), ("sensitivity", ".2f"), ("accuracy", ".3f")):
+        values = np.asarray(row[key])
+        std = f" ± {values.std(ddof=1):{form}}" if len(values) > 1 and key != "accuracy" else ""
+        cells.append(f"{values.mean():{form}}{std}")
+    return cells
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The numbers as a table: methods down, networks across; mean ± standard deviation (n - 1) over seeds."""
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    cells = {(row["network"], row["method"]): _cells(row) for row in rows}
+    headings = [f"{what}, {net}" for net in networks for what in ("distance", "sensitivity ratio", "accuracy")]
+    lines = [["method", *headings], ["---", *["---:"] * len(headings)]]
+    lines += [[name, *(cell for net in networks for cell in cells[net, name])] for name in names]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+@figures.styled
+def picture(config: TwoMoons, panels: Mapping[tuple[str, str], NDArray]) -> Figure:
+    """Two rows of panels per network: grounds by the sign of the mean output, and the first seed's points."""
+    names, networks = list(config.methods), list(config.networks)
+    columns = math.ceil(len(names) / 2)
+    rows = 2 * len(networks)
+    figure = Figure(figsize=(1.75 * columns, 1.95 * rows))
+    for k, (network, name) in enumerate((network, name) for network in networks for name in names):
+        i = k % len(names)
+        row, column = 2 * (k // len(names)) + i // columns, i % columns
+        axes = figure.add_axes(((column + 0.04) / columns, 1 - (row + 0.96) / rows, 0.92 / columns, 0.8 / rows))
+        title = f"{network}\n{name}" if i % columns == 0 else name
+        _panel(axes, panels[network, name], *points(config, config.seeds[0], config.methods[name].rotation), title)
+    return figure
+
+
+def _panel(axes: Axes, values: NDArray, x: NDArray, sign: NDArray, title: str) -> None:
+    axis = np.linspace(-EDGE, EDGE, GRID)
+    top = max(np.abs(values).max(), 1e-9) * 1.01
+    if values.min() < 0 < values.max():
+        axes.contourf(axis, axis, values.T, [-top, 0, top], colors=_GROUNDS)
+        axes.contour(axis, axis, values.T, [0], colors="#1c1b1a", linewidths=1.0)
+    for colour, own in zip(_POINTS, (x[sign < 0], x[sign > 0]), strict=True):
+        # Lines of no length with round ends: a third of the bytes of markers.
+        codes = np.tile([Path.MOVETO, Path.LINETO], len(own))
+        dots = Path(np.repeat(own, 2, axis=0), codes, closed=False)
+        axes.add_patch(PathPatch(dots, edgecolor=colour, fill=False, linewidth=2.2, capstyle="round"))
+    axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xticks=[], yticks=[], aspect="equal")
+    axes.set_title(title, fontsize=8, pad=4)
+
+
+@figures.styled
+def drawn(figure: Figure) -> str:
+    """The figure as an SVG of its own with coordinates to a tenth of a point: small enough to be committed."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
+    short = re.sub(r"(\d+\.\d)\d+", r"\1", buffer.getvalue())
+    return re.sub(r"[ \t]*\n", "\n", short)
+
+
+def _page(rows: Sequence[Mapping[str, Any]], svg: str, about: Mapping[str, Any]) -> str:
+    header, _, *body = (row.strip("| ").split(" | ") for row in markdown(rows).splitlines())
+    seeds = len(about["config"]["seeds"])
+    facts = {key: about[key] for key in ("hardware", "commit")} | {"seconds": round(about["wall_seconds"])}
+    main = f"""<h1>Two moons that one axis alone separates</h1>
+<figure>{svg[svg.index("<svg") :]}<figcaption>Grounds: the sign of the output, averaged over {seeds} seeds. Points: the
+first seed's.</figcaption></figure>
+{page.table(header, body)}
+<p class="soft">{html.escape(LEGEND)}</p>
+{page.footer(about["command"], facts, about["config"])}"""
+    return page.page("Figure 1: two moons", main)

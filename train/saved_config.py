@@ -1,0 +1,44 @@
+"""The config of a run folder, from its `config.json` back to the types of which it was made."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import vcreg_jax as vc
+from train import augment, config
+
+
+def load(folder: Path) -> config.Experiment | config.Pretraining:
+    """What `train.run_folder.claim` wrote into `folder`.
+
+    Raises:
+      ValueError: when there is none, when it was written by a version with other fields, or is no run of networks.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: give the folder of a run, such as runs/digits.")
+    found = _revived(json.loads(path.read_text()), path)
+    if not isinstance(found, config.Experiment | config.Pretraining):
+        raise ValueError(f"{path} is of a {type(found).__name__}, which trains no network on images.")
+    return found
+
+
+def _revived(value: Any, path: Path) -> Any:
+    if isinstance(value, list):
+        return tuple(_revived(item, path) for item in value)
+    if value == "identity":
+        return vc.identity
+    if not isinstance(value, dict):
+        return value
+    fields = {key: _revived(item, path) for key, item in value.items()}
+    if "class" not in fields:
+        return fields
+    name = fields.pop("class")
+    made_of = next((getattr(module, name) for module in (config, augment, vc) if hasattr(module, name)), None)
+    if made_of is None or not dataclasses.is_dataclass(made_of):
+        raise ValueError(f"{path} holds a {name}, which this version does not know.")
+    try:
+        return made_of(**fields)
+    except TypeError as error:
+        raise ValueError(f"{path} was written by a version whose {name} has other fields: {error}.") from None
