@@ -14,12 +14,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import vcreg_jax as vc
 from configs import digits
 from train import mesh as meshes
-from train import preflight
+from train import preflight, tpu_compiler
 from train.__main__ import main
 from train.config import MeshConfig, ModelConfig
 from train.model import Architecture
-from train.preflight import GIB, Collective, Compiled, Plan
+from train.preflight import Plan
 from train.step import split
+from train.tpu_compiler import GIB, Collective, Compiled
 
 pytest.importorskip("libtpu", reason="the extra `aot` is not installed")
 pytestmark = pytest.mark.optimized
@@ -38,7 +39,7 @@ def architecture(sites: vc.Sites) -> Architecture:
 
 @pytest.fixture(scope="module")
 def mesh():
-    return meshes.make_mesh(MeshConfig(), preflight.topology_devices("v5e:2x2"))
+    return meshes.make_mesh(MeshConfig(), tpu_compiler.topology_devices("v5e:2x2"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def compiled(mesh):
     regularizers = {"identity": vc.identity, "global": vc.VCReg(), "groups": vc.VCReg(scope=4)}
     found = {}
     for name, reg in regularizers.items():
-        step = preflight.compile_step(architecture(vc.Sites(block=reg)), OPTIMIZER, 4 * IMAGES, mesh)
+        step = tpu_compiler.compile_step(architecture(vc.Sites(block=reg)), OPTIMIZER, 4 * IMAGES, mesh)
         assert isinstance(step, Compiled)
         found[name] = step
     return found
@@ -107,10 +108,10 @@ def test_what_would_make_a_step_fit_is_named(mesh, dtype, fsdp, state, needed, e
     assert preflight.remedies(plan, needed * GIB) == expected
 
 
-@pytest.mark.parametrize("generation", preflight.HBM_BYTES)
+@pytest.mark.parametrize("generation", tpu_compiler.HBM_BYTES)
 def test_the_memory_of_a_chip_is_what_the_compiler_says(generation):
     topology = generation + (":2x2" if generation in ("v5e", "v6e") else ":2x2x1")
-    devices = preflight.topology_devices(topology)
+    devices = tpu_compiler.topology_devices(topology)
     assert len(devices) == 4  # one a chip
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -118,12 +119,12 @@ def test_the_memory_of_a_chip_is_what_the_compiler_says(generation):
     with pytest.raises(jax.errors.JaxRuntimeError) as refused:
         program.compile()
     gib = re.search(r"available HBM \(([\d.]+)G\)|of ([\d.]+)G hbm", str(refused.value))
-    assert preflight.HBM_BYTES[generation] == float(gib[1] or gib[2]) * 2**30
+    assert tpu_compiler.HBM_BYTES[generation] == float(gib[1] or gib[2]) * 2**30
 
 
 @pytest.mark.parametrize(("topology", "chips"), [("v5e:1x1", 1), ("v5e:2x4", 8), ("v5e:16x16", 256), ("v4:4x4x4", 64)])
 def test_a_pod_has_a_device_a_chip(topology, chips):
-    assert len({tuple(device.coords) for device in preflight.topology_devices(topology)}) == chips
+    assert len({tuple(device.coords) for device in tpu_compiler.topology_devices(topology)}) == chips
 
 
 PROGRAM = """
@@ -137,7 +138,7 @@ PROGRAM = """
 
 
 def test_collectives_are_read_from_a_programs_text():
-    assert preflight.collectives(PROGRAM) == {
+    assert tpu_compiler.collectives(PROGRAM) == {
         "all-gather": Collective(1, 8 * 2 * 4),
         "all-reduce": Collective(2, 3 * 5 * 4 + 7 * 2 + 1),
         "collective-permute": Collective(1, 10),
@@ -169,7 +170,7 @@ def test_bad_input_is_one_line_and_exit_status_two(arguments, message, tmp_path,
 def test_without_libtpu_the_way_to_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(ValueError, match=re.escape("pip install 'vcreg-jax[train,aot]'")):
-        preflight.topology_devices("v5e:2x2")
+        tpu_compiler.topology_devices("v5e:2x2")
 
 
 def test_a_real_process_says_what_does_not_fit_on_stdout_alone_and_ends_with_status_one(tmp_path):
