@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,12 +15,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import vcreg_jax as vc
 from configs import digits
 from train import mesh as meshes
-from train import preflight
+from train import preflight, tpu_compiler
 from train.__main__ import main
 from train.config import MeshConfig, ModelConfig
 from train.model import Architecture
-from train.preflight import GIB, Collective, Compiled, Plan
+from train.preflight import Plan
 from train.step import split
+from train.tpu_compiler import GIB, Collective, Compiled, TooLarge
 
 pytest.importorskip("libtpu", reason="the extra `aot` is not installed")
 pytestmark = pytest.mark.optimized
@@ -38,7 +40,7 @@ def architecture(sites: vc.Sites) -> Architecture:
 
 @pytest.fixture(scope="module")
 def mesh():
-    return meshes.make_mesh(MeshConfig(), preflight.topology_devices("v5e:2x2"))
+    return meshes.make_mesh(MeshConfig(), tpu_compiler.topology_devices("v5e:2x2"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def compiled(mesh):
     regularizers = {"identity": vc.identity, "global": vc.VCReg(), "groups": vc.VCReg(scope=4)}
     found = {}
     for name, reg in regularizers.items():
-        step = preflight.compile_step(architecture(vc.Sites(block=reg)), OPTIMIZER, 4 * IMAGES, mesh)
+        step = tpu_compiler.compile_step(architecture(vc.Sites(block=reg)), OPTIMIZER, 4 * IMAGES, mesh)
         assert isinstance(step, Compiled)
         found[name] = step
     return found
@@ -107,10 +109,45 @@ def test_what_would_make_a_step_fit_is_named(mesh, dtype, fsdp, state, needed, e
     assert preflight.remedies(plan, needed * GIB) == expected
 
 
-@pytest.mark.parametrize("generation", preflight.HBM_BYTES)
+def plan_of(mesh, batch_size: int) -> Plan:
+    train = replace(digits.get_config().train, batch_size=batch_size)
+    return Plan("digits", "v5e:2x2", train, (8, 8, 1), 2, {}, mesh, 15.75 * GIB, GIB // 4)
+
+
+def test_the_heading_says_what_is_compiled_and_for_what(mesh):
+    assert preflight.heading(plan_of(mesh, 512)).splitlines() == [
+        "digits: convnext_digits, float32, images of (8, 8, 1), 2 classes",
+        "v5e:2x2: 4 chips of 15.75 GiB, 512 images a step, 128 a chip; state 0.25 GiB a chip",
+    ]
+
+
+def test_what_fits_is_told_with_the_regularizers_share_and_what_is_sent(mesh):
+    sent = {"all-gather": Collective(1, 500_000), "all-reduce": Collective(3, 2_000_000)}
+    without = Compiled(2_000, 1e9, 2 * GIB, GIB, {}, 3.2)
+    found = Compiled(2_070, 1.5e9, 5 * GIB // 2, 3 * GIB // 2, sent, 4.4)
+    assert preflight.described(plan_of(mesh, 512), found, without).splitlines() == [
+        "  fits: 2.50 GiB a chip, of which temporary 1.50",
+        "  cycles: 2,070 (estimated, without communication), +3.5% by the regularizer; 1.500e+09 operations",
+        "  collectives: 1 all-gather, 0.5 MB; 3 all-reduce, 2.0 MB",
+        "  compiled in 4 s",
+    ]
+    alone = preflight.described(plan_of(mesh, 512), without, without)
+    assert "by the regularizer" not in alone and "collectives: none" in alone
+    assert "by the regularizer" not in preflight.described(plan_of(mesh, 512), found, TooLarge(20.0 * GIB, 1.0))
+
+
+def test_what_does_not_fit_is_told_with_a_way_out(mesh):
+    # 4 GiB more than the state may be 15.5: nine tenths of 64 times that, but less than now.
+    text = preflight.described(plan_of(mesh, 256), TooLarge(4.25 * GIB, 1.0), TooLarge(4.25 * GIB, 1.0))
+    assert text == (
+        "  DOES NOT FIT: needs 4.25 GiB a chip. Change: --train.batch-size 252 or --train.model.dtype bfloat16"
+    )
+
+
+@pytest.mark.parametrize("generation", tpu_compiler.HBM_BYTES)
 def test_the_memory_of_a_chip_is_what_the_compiler_says(generation):
     topology = generation + (":2x2" if generation in ("v5e", "v6e") else ":2x2x1")
-    devices = preflight.topology_devices(topology)
+    devices = tpu_compiler.topology_devices(topology)
     assert len(devices) == 4  # one a chip
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -118,12 +155,12 @@ def test_the_memory_of_a_chip_is_what_the_compiler_says(generation):
     with pytest.raises(jax.errors.JaxRuntimeError) as refused:
         program.compile()
     gib = re.search(r"available HBM \(([\d.]+)G\)|of ([\d.]+)G hbm", str(refused.value))
-    assert preflight.HBM_BYTES[generation] == float(gib[1] or gib[2]) * 2**30
+    assert tpu_compiler.HBM_BYTES[generation] == float(gib[1] or gib[2]) * 2**30
 
 
 @pytest.mark.parametrize(("topology", "chips"), [("v5e:1x1", 1), ("v5e:2x4", 8), ("v5e:16x16", 256), ("v4:4x4x4", 64)])
 def test_a_pod_has_a_device_a_chip(topology, chips):
-    assert len({tuple(device.coords) for device in preflight.topology_devices(topology)}) == chips
+    assert len({tuple(device.coords) for device in tpu_compiler.topology_devices(topology)}) == chips
 
 
 PROGRAM = """
@@ -137,7 +174,7 @@ PROGRAM = """
 
 
 def test_collectives_are_read_from_a_programs_text():
-    assert preflight.collectives(PROGRAM) == {
+    assert tpu_compiler.collectives(PROGRAM) == {
         "all-gather": Collective(1, 8 * 2 * 4),
         "all-reduce": Collective(2, 3 * 5 * 4 + 7 * 2 + 1),
         "collective-permute": Collective(1, 10),
@@ -169,17 +206,20 @@ def test_bad_input_is_one_line_and_exit_status_two(arguments, message, tmp_path,
 def test_without_libtpu_the_way_to_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(ValueError, match=re.escape("pip install 'vcreg-jax[train,aot]'")):
-        preflight.topology_devices("v5e:2x2")
+        tpu_compiler.topology_devices("v5e:2x2")
 
 
 def test_a_real_process_says_what_does_not_fit_on_stdout_alone_and_ends_with_status_one(tmp_path):
-    shape = ["--image-shape", "8", "8", "1", "--num-classes", "2", "--train.batch-size", str(4 * 10**7)]
-    command = [sys.executable, "-m", "train", "preflight", "configs/digits.py", "--topology", "v5e:2x2", *shape]
+    # Without a shape of the images and a number of classes, which are then the data set's.
+    batch = ["--train.batch-size", str(4 * 10**7)]
+    command = [sys.executable, "-m", "train", "preflight", "configs/digits.py", "--topology", "v5e:2x2", *batch]
     result = tmp_path / "result.json"
     done = subprocess.run([*command, "--json", str(result)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("DOES NOT FIT") == 2 and "--train.batch-size" in done.stdout
     assert done.stderr == ""
+    assert "images of (8, 8, 1), 2 classes\n" in done.stdout
     found = json.loads(result.read_text())
     assert found["fits"] is False and list(found["arms"]) == ["identity", "VCReg"]
+    assert found["command"] == shlex.join(["python", *command[1:], "--json", str(result)])
     assert found["versions"].keys() >= {"jax", "libtpu"} and found["chips"] == 4

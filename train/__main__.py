@@ -223,28 +223,10 @@ def _preflight(arguments: tuple[str, ...]) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path)
     given, overrides = parser.parse_known_args(arguments)
     config = _overridden(_load_config(given.config), tuple(overrides))
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # also where there are chips, which may be at work
     from train import preflight
 
-    image_shape, num_classes = given.image_shape, given.num_classes
-    if not (image_shape and num_classes):
-        from train.data import pipeline
-
-        data = pipeline.load(config.train.data, "train")
-        image_shape, num_classes = image_shape or data.image_shape, num_classes or data.num_classes
-    height, width, channels = image_shape
-    plan = preflight.plan(config, given.topology, (height, width, channels), num_classes)
-    print(preflight.heading(plan), flush=True)
-    found = {}
-    for name, sites in plan.arms.items():
-        found[name] = preflight.compile_arm(plan, sites)
-        print(f"\n{name}\n{preflight.described(plan, found[name], found['identity'])}", flush=True)
-        if given.json:
-            command = shlex.join(["python", "-m", "train", "preflight", *arguments])
-            preflight.write_json(plan, found, command, given.json)
-    if not all(isinstance(arm, preflight.Compiled) for arm in found.values()):
+    command = shlex.join(["python", "-m", "train", "preflight", *arguments])
+    if not preflight.run(config, given.topology, given.image_shape, given.num_classes, command, given.json):
         sys.exit(1)
 
 
