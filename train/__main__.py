@@ -2,11 +2,13 @@
 
     python -m train run CONFIG [overrides]    train, probe and report; CONFIG is a file under configs/
     python -m train run CONFIG --help         what can be overridden, with types and defaults
+    python -m train run CONFIG --point NAME   a point of the config's sweep
     python -m train prepare NAME [--from PATH] [--directory runs/data] [--bad-images raise|skip|convert]
                                               a data set from its owner's files, class folders or an .npz file
     python -m train data NAME [--directory runs/data]
                                               splits, counts, class balance, a contact sheet; does every image decode?
     python -m train report FOLDER             write the report of a finished run again
+    python -m train report table5             what has been run of a table, the paper's numbers beside ours: 2, 5, 7
     python -m train convert IN OUT [--model NAME] [--num-classes N]
                                               weights between .pth/.th/.pt, .safetensors and a run's checkpoints
     python -m train crosscheck [--json FILE]  compare this implementation with PyTorch, number by number
@@ -25,7 +27,6 @@ A cross-check that fails, and a step that does not fit, end with exit status 1.
 import argparse
 import contextlib
 import functools
-import importlib.util
 import io
 import re
 import shlex
@@ -33,6 +34,8 @@ import sys
 import typing
 from pathlib import Path
 from typing import Any, NoReturn
+
+from train import config_file
 
 COMMANDS = ("run", "prepare", "data", "report", "convert", "crosscheck", "bench", "preflight")
 
@@ -69,8 +72,11 @@ def _dispatch(command: str, *arguments: str) -> None:
         what = "a config file, such as configs/digits.py" if command == "run" else "a run folder, such as runs/digits"
         raise ValueError(f"`python -m train {command}` needs {what}.")
     if command == "run":
-        config = _overridden(_load_config(Path(arguments[0])), arguments[1:])
+        point, overrides = (arguments[2], arguments[3:]) if arguments[1:2] == ("--point",) else (None, arguments[1:])
+        config = _overridden(config_file.load(Path(arguments[0]), point), overrides)
         _run(config, shlex.join(["python", "-m", "train", command, *arguments]))
+    elif re.fullmatch(r"table\d+", arguments[0]):
+        _table(arguments[0])
     else:
         _report(Path(arguments[0]))
 
@@ -94,6 +100,20 @@ def _report(folder: Path) -> None:
     path = report.write(folder)
     print(report.table_text(report.summary(report.load(folder))))
     print(f"\nReport: {path}")
+
+
+def _table(name: str) -> None:
+    from train import tables
+    from train.config import Transfer
+
+    found = []
+    for path in sorted(Path("configs").glob(f"{name}_*.py")):
+        points = [point for point in config_file.points(path).values() if isinstance(point, Transfer)]
+        found += [tables.gather(point) for point in points]
+    if not found:
+        raise ValueError(f"There is no config of transfers for {name}: configs/{name}_*.py.")
+    print("\n\n".join(tables.text(table) for table in found))
+    print(f"\nReport: {tables.write(name, found, Path('runs'))}")
 
 
 def _prepare(arguments: tuple[str, ...]) -> None:
@@ -170,7 +190,7 @@ def _preflight(arguments: tuple[str, ...]) -> None:
     parser.add_argument("--num-classes", metavar="N", type=int)
     parser.add_argument("--json", metavar="FILE", type=Path)
     given, overrides = parser.parse_known_args(arguments)
-    config = _overridden(_load_config(given.config), tuple(overrides))
+    config = _overridden(config_file.load(given.config), tuple(overrides))
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # also where there are chips, which may be at work
@@ -202,19 +222,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """What argparse would print in two lines, as one."""
         raise ValueError(f"{message} ({' '.join(self.format_usage().split())})")
-
-
-def _load_config(path: Path) -> Any:
-    if not path.is_file():
-        known = ", ".join(sorted(str(file) for file in Path("configs").glob("[!_]*.py")))
-        raise ValueError(f"There is no config file {path}. Known: {known}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # a file ending in .py always has both
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} needs a function get_config() that returns an experiment.")
-    return module.get_config()
 
 
 def _overridden(config: Any, arguments: tuple[str, ...]) -> Any:
