@@ -51,5 +51,5 @@ def get_config() -> Transfer:
         targets={"CIFAR-100": Target(DATA, PROBE)},
         seeds=(0, 1, 2),
         tuning_seed=100,
-        paper="ConvNeXt-Atto 60.7 %, with VCReg 72.9 %",
+        title="Table 5 in small: CIFAR-100, 20 superclasses, then 100 classes (10,000 images, 300 steps)",
     )

@@ -2,11 +2,13 @@
 
     python -m train run CONFIG [overrides]    train, probe and report; CONFIG is a file under configs/
     python -m train run CONFIG --help         what can be overridden, with types and defaults
+    python -m train run CONFIG --point NAME   a point of the config's sweep
     python -m train prepare NAME [--from PATH] [--directory runs/data] [--bad-images raise|skip|convert]
                                               a data set from its owner's files, class folders or an .npz file
     python -m train data NAME [--directory runs/data]
                                               splits, counts, class balance, a contact sheet; does every image decode?
     python -m train report FOLDER             write the report of a finished run again
+    python -m train report table5             what has been run of a table, the paper's numbers beside ours: 2, 5, 7
     python -m train analyse RUN ... [--data NAME] [--label NAME] [--critic-steps N] [--output FOLDER]
                                               Table 6 of a run's checkpoints: CDNV, NCC, mutual information, spectra
     python -m train convert IN OUT [--model NAME] [--num-classes N]
@@ -29,16 +31,13 @@ hosts the same command runs on each: docs/pods.md.
 """
 
 import argparse
-import contextlib
-import functools
-import importlib.util
-import io
 import re
 import shlex
 import sys
-import typing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
+
+from train import config_file
 
 COMMANDS = ("run", "prepare", "data", "report", "analyse", "convert", "export", "crosscheck", "bench", "preflight")
 
@@ -82,6 +81,8 @@ def _dispatch(command: str, *arguments: str) -> None:
         raise ValueError(f"`python -m train {command}` needs {what}.")
     if command == "run":
         _run(arguments, shlex.join(["python", "-m", "train", command, *arguments]))
+    elif re.fullmatch(r"table\d+", arguments[0]):
+        _table(arguments[0])
     else:
         _report(Path(arguments[0]))
 
@@ -91,8 +92,9 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
     parser.add_argument("--coordinator", metavar="HOST:PORT")
     parser.add_argument("--num-processes", metavar="N", type=int)
     parser.add_argument("--process-id", metavar="I", type=int)
+    parser.add_argument("--point", metavar="NAME")
     given, overrides = parser.parse_known_args(arguments[1:])
-    config = _overridden(_load_config(Path(arguments[0])), tuple(overrides))
+    config = config_file.overridden(config_file.load(Path(arguments[0]), given.point), tuple(overrides))
     from train import experiment, figure1, hosts, preemption, pretraining, transfer
     from train.config import Pretraining, Transfer
     from train.two_moons import TwoMoons
@@ -120,6 +122,20 @@ def _report(folder: Path) -> None:
     path = report.write(folder)
     print(report.table_text(report.summary(report.load(folder))))
     print(f"\nReport: {path}")
+
+
+def _table(name: str) -> None:
+    from train import tables
+    from train.config import Transfer
+
+    found = []
+    for path in sorted(Path("configs").glob(f"{name}_*.py")):
+        points = [point for point in config_file.points(path).values() if isinstance(point, Transfer)]
+        found += [tables.gather(point) for point in points]
+    if not found:
+        raise ValueError(f"There is no config of transfers for {name}: configs/{name}_*.py.")
+    print("\n\n".join(tables.text(table) for table in found))
+    print(f"\nReport: {tables.write(name, found, Path('runs'))}")
 
 
 def _prepare(arguments: tuple[str, ...]) -> None:
@@ -222,7 +238,7 @@ def _preflight(arguments: tuple[str, ...]) -> None:
     parser.add_argument("--num-classes", metavar="N", type=int)
     parser.add_argument("--json", metavar="FILE", type=Path)
     given, overrides = parser.parse_known_args(arguments)
-    config = _overridden(_load_config(given.config), tuple(overrides))
+    config = config_file.overridden(config_file.load(given.config), tuple(overrides))
     from train import preflight
 
     command = shlex.join(["python", "-m", "train", "preflight", *arguments])
@@ -236,56 +252,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """What argparse would print in two lines, as one."""
         raise ValueError(f"{message} ({' '.join(self.format_usage().split())})")
-
-
-def _load_config(path: Path) -> Any:
-    if not path.is_file():
-        known = ", ".join(sorted(str(file) for file in Path("configs").glob("[!_]*.py")))
-        raise ValueError(f"There is no config file {path}. Known: {known}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # a file ending in .py always has both
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} needs a function get_config() that returns an experiment.")
-    return module.get_config()
-
-
-def _overridden(config: Any, arguments: tuple[str, ...]) -> Any:
-    """`config` with `--a.b value` put in; help is printed, and a wrong name or type is a ValueError of one line."""
-    import tyro
-
-    weights = tyro.constructors.ConstructorRegistry()
-    weights.primitive_rule(_number_or_traced_number)
-    # Fixed: places where no regularizer is, for which no text could stand. A choice of types is the config file's.
-    options = (tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands)
-    parse = functools.partial(tyro.cli, prog="python -m train run CONFIG", config=options)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said), weights:
-            return parse(type(config), default=config, args=arguments)
-    except SystemExit as stop:
-        if not stop.code:
-            raise  # --help
-        _title, *lines = said.getvalue().splitlines()  # in a frame, whose lines are no ASCII
-        text = " ".join(re.sub(r"[^\x20-\x7e]", " ", line) for line in lines)
-        raise ValueError(" ".join(text.split())) from None
-
-
-def _number_or_traced_number(field: Any) -> Any:
-    """Of a weight's type, `float | Array`, the command line offers the float."""
-    import jax
-    import tyro
-
-    if set(typing.get_args(field.type)) != {float, jax.Array}:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="FLOAT",
-        instance_from_str=lambda texts: float(texts[0]),
-        is_instance=lambda value: isinstance(value, int | float | jax.Array),
-        str_from_instance=lambda value: [str(value)],
-    )
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -189,6 +189,7 @@ class ProbeConfig:
     """The linear probe on frozen features: L2-regularized logistic regression, strength chosen on validation."""
 
     label: str  # the record's field that is the target
+    protocol: str = "VCReg, Appendix C.1"  # its name, which is shown with every result
     l2_low: float = 1e-5  # the paper's grid, Appendix C.1
     l2_high: float = 1e5
     l2_count: int = 45
@@ -196,6 +197,23 @@ class ProbeConfig:
     standardize: bool = False  # features to zero mean and unit variance first
     tolerance: float = 1e-4  # of the gradient's norm; see `train.probe.fit`
     max_iterations: int = 2000
+    warm_start: bool = True  # along the strengths
+
+
+@dataclass(frozen=True)
+class GradientProbeConfig:
+    """The linear probe by gradient steps, for sets too large for L-BFGS; learning rate chosen on validation."""
+
+    label: str  # the record's field that is the target
+    rule: AdamW | SGD
+    learning_rates: tuple[float, ...]  # peaks, all trained at once
+    epochs: int
+    protocol: str  # its name, which is shown with every result
+    batch_size: int = 256
+    drops: int | None = None  # to a tenth, equally spaced; None: half a cosine down to 0
+    metric: Literal["top1", "mean_per_class"] = "top1"
+    standardize: bool = False  # features to zero mean and unit variance first
+    seed: int = 0  # of the order of the images
 
 
 @dataclass(frozen=True)
@@ -230,10 +248,9 @@ class Target:
     """A data set that frozen features are probed on."""
 
     data: DataConfig
-    probe: ProbeConfig
-    held_out: float | int | None = (
-        None  # training images that validate: a share, or a number of each class; None: a split
-    )
+    probe: ProbeConfig | GradientProbeConfig
+    held_out: float | int | None = None  # training images that validate: a share, or so many a class; None: a split
+    images: tuple[int, int, int] | None = None  # to train, validate and test, as the protocol has them; None: any
 
 
 @dataclass(frozen=True)
@@ -242,6 +259,7 @@ class Candidate:
 
     sites: Sites = field(default_factory=Sites)
     weight_decay: float | None = None  # None: the recipe's
+    peak_learning_rate: float | None = None  # None: the recipe's
 
 
 @dataclass(frozen=True)
@@ -258,5 +276,7 @@ class Transfer:
     targets: dict[str, Target]
     seeds: tuple[int, ...]
     tuning_seed: int
+    title: str  # of the table
     runs_directory: str = "runs"
-    paper: str = ""  # the paper's result that this one stands beside
+    # The paper's results in %, by arm and target; of the pretraining task under "pretraining".
+    paper: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -92,6 +92,8 @@ def _probe(config: ProbeConfig, splits: dict[str, probe.Split], num_classes: int
         standardize=config.standardize,
         tolerance=config.tolerance,
         max_iterations=config.max_iterations,
+        warm_start=config.warm_start,
+        protocol=config.protocol,
     )
 
 

@@ -203,8 +203,10 @@ def _aim(problem: _Problem, l2: Array, lanes: _Lanes, moved: Array) -> _Lanes:
     return lanes._replace(direction=_where(moved, direction, lanes.direction), rho=rho, turn=lanes.turn + 1)
 
 
-@functools.partial(jax.jit, static_argnames=("num_classes", "p"))
-def solve(features, labels, mask, strengths, tolerance, max_iterations, *, num_classes: int, p: int) -> Fit:
+@functools.partial(jax.jit, static_argnames=("num_classes", "p", "warm_start"))
+def solve(
+    features, labels, mask, strengths, tolerance, max_iterations, *, num_classes: int, p: int, warm_start: bool = True
+) -> Fit:
     """`fit`, the strongest penalty first: along the path that a lane follows the penalty weakens."""
     problem = _problem(features, labels, mask, num_classes, p * num_classes)
     d, s, dtype = problem.x.shape[-1], len(strengths), features.dtype
@@ -234,6 +236,12 @@ def solve(features, labels, mask, strengths, tolerance, max_iterations, *, num_c
             iterations=jnp.where(ended, 0, lanes.iterations),
             rejected=jnp.where(ended, 0, lanes.rejected),
         )
+        if not warm_start:
+            lanes = lanes._replace(
+                w=_where(ended, w, lanes.w),
+                value=jax.tree.map(functools.partial(_where, ended), nowhere, lanes.value),
+                iterations=lanes.iterations - ended,
+            )
         return _aim(problem, l2_of(lanes), lanes, moved | ended), found
 
     w = jnp.zeros((p, d, num_classes), dtype)

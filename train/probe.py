@@ -81,6 +81,7 @@ def fit(
     max_iterations: int = 2000,
     mask: Bool[ArrayLike, " n"] | None = None,
     lanes: int = 5,
+    warm_start: bool = True,
 ) -> Fit:
     """The minimizer of F at every strength of `l2`, by L-BFGS.
 
@@ -104,6 +105,7 @@ def fit(
       mask: False for rows to leave out, such as padding.
       lanes: p. More of them feed a wide accelerator; fewer need fewer iterations, as a lane starts from its previous
         optimum.
+      warm_start: each strength from the optimum of the next stronger one in its lane, and not from zero.
 
     Raises:
       ValueError: for empty, mismatched or non-finite data, labels out of range, a single class, or l2 <= 0.
@@ -117,7 +119,8 @@ def fit(
     if (present := int((class_counts(labels, mask, num_classes) > 0).sum())) < 2:
         raise ValueError(f"training data must have at least 2 classes, got {present}. Check labels and mask.")
     strengths, p = jnp.asarray(strengths, features.dtype), min(lanes, strengths.size)
-    return lbfgs.solve(features, labels, mask, strengths, tolerance, max_iterations, num_classes=num_classes, p=p)
+    how = {"num_classes": num_classes, "p": p, "warm_start": warm_start}
+    return lbfgs.solve(features, labels, mask, strengths, tolerance, max_iterations, **how)
 
 
 def logits(fit: Fit, features: Float[ArrayLike, "n d"]) -> Float[Array, "s n k"]:
@@ -158,6 +161,7 @@ def select_and_test(
     metric: Metric = "top1",
     standardize: bool = False,
     tolerance: float = 1e-4,
+    protocol: str = "Kornblith et al.",
     **solving: Any,
 ) -> ProbeResult:
     """Test accuracy of the strength that is best on validation, refitted on train and validation together.
@@ -175,7 +179,8 @@ def select_and_test(
       standardize: give each feature mean 0 and variance 1, by train for selection and by train and validation for
         the refit. Off in the paper; others do so (SynCLR).
       tolerance: of `fit`, as the remaining arguments.
-      **solving: `max_iterations` and `lanes` of `fit`.
+      protocol: its name, for the result.
+      **solving: `max_iterations`, `lanes` and `warm_start` of `fit`.
 
     Raises:
       ValueError: as `fit`, naming the split.
@@ -188,7 +193,7 @@ def select_and_test(
     final, (test_accuracy,) = _fitted(both, rows["test"], num_classes, [selection.l2], metric, standardize, how)
     fits = (selection.fit, final)
     return ProbeResult(
-        protocol=f"L-BFGS linear probe, sum of cross entropies + l2/2 |W|^2, {strengths.size} strengths in "
+        protocol=f"{protocol}: L-BFGS linear probe, sum of cross entropies + l2/2 |W|^2, {strengths.size} strengths in "
         f"{strengths.min():g}..{strengths.max():g} selected by validation {metric}, refit on train+val, test {metric}, "
         f"features {'standardized' if standardize else 'as they come'}, relative gradient <= {tolerance:g}",
         l2=selection.l2,
