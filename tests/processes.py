@@ -7,21 +7,26 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+COMPILED = tempfile.TemporaryDirectory()  # shared by all runs: what is tested is not the compiler
 
 
 class Run:
     """One run of one or several hosts under `folder`; a context manager that leaves no process behind."""
 
-    def __init__(self, folder: Path, *options: str, hosts: int = 1, devices: int = 1, of_host: tuple = ()):
+    def __init__(self, folder: Path, *options: str, hosts=1, devices=1, of_last=(), root_of_last=ROOT):
         self.directory = folder / "tiny" / "VCReg" / "seed0"
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "PYTHONUNBUFFERED": "1",
         }
         command = [sys.executable, "-m", "train", "run", "tests/tiny.py", "--runs-directory", str(folder), *options]
@@ -33,10 +38,12 @@ class Run:
         self.processes = []
         for host, output in enumerate(self._outputs):
             where = ["--coordinator", address, "--num-processes", str(hosts), "--process-id", str(host)]
-            arguments = command + (where if hosts > 1 else []) + list(of_host[host] if of_host else ())
+            last = host == hosts - 1
+            arguments = command + (where if hosts > 1 else []) + list(of_last if last else ())
+            root = root_of_last if last else ROOT
             with output.open("w") as file:
                 self.processes.append(
-                    subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+                    subprocess.Popen(arguments, cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT)
                 )
 
     def __enter__(self) -> "Run":

@@ -97,8 +97,8 @@ def check_same(describe: Callable[[], Any]) -> None:
     for host, other in enumerate(others, start=1):
         if lines := differences(other["same"], first["same"]):
             raise ValueError(
-                "All hosts of a run need the same config, code and data. Of host 1 (there) and host 0 (here) differ: "
-                f"{'; '.join(lines.values())}.".replace("host 1", f"host {host}")
+                "All hosts of a run need the same config, code and data. "
+                f"Of host {host} (there) and host 0 (here) differ: {'; '.join(lines.values())}."
             )
 
 

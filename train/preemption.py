@@ -74,9 +74,7 @@ class Preemption:
         self._signals += 1
         if self._signals == 2 or not self._steps_to_lose:
             _end()
-        print(
-            "SIGTERM: the next step boundary is saved, then this ends; a second SIGTERM ends at once", file=sys.stderr
-        )
+        print("SIGTERM: a checkpoint at the next step, then the end; again: the end at once", file=sys.stderr)
 
 
 @jax.jit
