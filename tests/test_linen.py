@@ -36,6 +36,22 @@ class HandWrittenHead(nn.Dense):
         return super().__call__(REG(inputs))
 
 
+class Doubled(nn.Dense):
+    """Calls its parent's method, which is a call of the same module again."""
+
+    factor: float = 2.0
+
+    @nn.compact
+    def __call__(self, inputs):
+        return self.factor * super().__call__(inputs)
+
+
+class HandWrittenDoubled(Doubled):
+    @nn.compact
+    def __call__(self, inputs):
+        return REG(super().__call__(inputs))
+
+
 def two_layers(head):
     return nn.Sequential([nn.Dense(6), nn.relu, head(3)])
 
@@ -56,6 +72,13 @@ SAME = {
         (4, 5, 8),
     ),
     "remat in scan": (lambda: ScannedLayers(REG), ScannedLayers, {"where": Layer, "item": 0}, ("layers",), (9, 6)),
+    "parent's method": (
+        lambda: two_layers(HandWrittenDoubled),
+        lambda: two_layers(Doubled),
+        {"where": Doubled},
+        ("layers_2",),
+        (9, 4),
+    ),
     "input": (
         lambda: two_layers(HandWrittenHead),
         lambda: two_layers(nn.Dense),

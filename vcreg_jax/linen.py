@@ -53,26 +53,21 @@ class intercept:  # noqa: N801 - reads as a function of a function, `intercept(m
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `function` returns."""
         seen: dict[str, Any] = {}
-        running: list[str] = []
         done: list[str] = []
+        running: list[str] = []
 
         def interceptor(next_method, args, kwargs, context):
-            path = "/".join(context.module.path)
             if context.method_name != "__call__":
                 return next_method(*args, **kwargs)
+            path, name = "/".join(context.module.path), type(context.module).__name__
             seen[path] = context.module
-            if not matches(self._where, path, context.module):
+            # A module within itself is a call of its parent class's method: what counts is the whole module's output.
+            if path in running or not matches(self._where, path, context.module):
                 return next_method(*args, **kwargs)
-            name = type(context.module).__name__
-            # A lifted module, as of nn.remat or nn.scan, is called itself and then the one in it, by the same path.
-            if path not in running:
-                args = self._placement.on_input(name, args, kwargs)
-            already = len(done)
+            args = self._placement.on_input(name, args, kwargs)
             running.append(path)
             output = next_method(*args, **kwargs)
             running.pop()
-            if path in done[already:]:
-                return output
             done.append(path)
             return self._placement.on_output(name, output, args, kwargs)
 
