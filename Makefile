@@ -15,7 +15,7 @@ check: .venv/test.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# The mutual information of Gaussian pairs, 0 to 8 nats with three critics each: half an hour on 2 cores.
+# The mutual information of Gaussian pairs, 0 to 8 nats with three critics each: about ten minutes on 2 cores.
 mine: .venv/train.installed
 	$(BIN)/python -m tests.gaussian_pairs
 
