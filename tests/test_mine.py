@@ -57,7 +57,8 @@ def test_the_three_bounds_are_their_formulas_in_float64():
     apart = ~np.eye(12, dtype=bool)
     joint = np.diag(t).mean()
     dv = joint - np.log(np.exp(t[apart]).mean())
-    smile = joint - np.log(np.exp(np.clip(t[apart], -1.0, 1.0)).mean())
+    shifted = t - np.log(np.exp(t[apart]).mean())
+    smile = np.diag(shifted).mean() - np.log(np.exp(np.clip(shifted[apart], -1.0, 1.0)).mean())
     blocks = [t[i : i + 5, i : i + 5] for i in (0, 5)]  # the last two rows make no whole block of five
     nce = np.mean([np.diag(b) - np.log(np.exp(b).mean(axis=1)) for b in blocks])
     found = mine._read_out(mine.Settings(batch_size=5, clip=1.0), critic, x, z)
@@ -88,8 +89,8 @@ def test_the_gradient_is_divided_by_the_moving_average_and_not_by_the_batch():
 def test_rows_that_do_not_pair_up_are_refused():
     x = jnp.ones((20, 2))
     with pytest.raises(
-        ValueError, match="as many rows of x as of z, at least 10 in training and 2 held out, got 20 and 19"
+        ValueError, match="as many rows of x as of z, at least 10 in training and 2 held out, got 20 and 20, 1 and 1"
     ):
-        mine.estimate(x, x[:19], x, x, key=jax.random.key(0))
+        mine.estimate(x, x, x[:1], x[:1], key=jax.random.key(0))
     with pytest.raises(ValueError, match="batch_size >= 2"):
         mine.Settings(batch_size=1)

@@ -171,7 +171,7 @@ def _analyse(arguments: tuple[str, ...]) -> None:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+")
     parser.add_argument("--data", metavar="NAME", help="another prepared data set; default: the run's own")
     parser.add_argument("--label", metavar="NAME", help="another of its labels")
-    parser.add_argument("--critic-steps", metavar="N", type=int, default=3000)
+    parser.add_argument("--critic-steps", metavar="N", type=int, default=2000)
     parser.add_argument("--output", metavar="FOLDER", type=Path)
     from train import analysis_page
 

@@ -95,14 +95,16 @@ def checkpoints(folders: Sequence[Path]) -> list[Checkpoint]:
     found = []
     for folder in folders:
         config = saved_config.load(folder)
+        # Of more seeds than the folder began with, its config does not know.
+        seeds = {arm: (folder / arm).glob("seed*/checkpoints/[0-9]*") for arm in config.arms}
         own = [
             Checkpoint(folder.name, arm, seed, folder / arm / f"seed{seed}" / "checkpoints", config.train)
-            for arm in config.arms
-            for seed in config.seeds
+            for arm, saved in seeds.items()
+            for seed in sorted({int(path.parent.parent.name.removeprefix("seed")) for path in saved})
         ]
-        found += (present := [checkpoint for checkpoint in own if any(checkpoint.directory.glob("[0-9]*"))])
-        if not present:
+        if not own:
             raise ValueError(f"{folder} holds no checkpoint yet.")
+        found += own
     return found
 
 

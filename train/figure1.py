@@ -151,15 +151,16 @@ def picture(config: TwoMoons, panels: Mapping[tuple[str, str], NDArray]) -> Figu
 
 def _panel(axes: Axes, values: NDArray, x: NDArray, sign: NDArray, title: str) -> None:
     axis = np.linspace(-EDGE, EDGE, GRID)
-    top = max(np.abs(values).max(), 1e-9) * 1.01
+    axes.set_facecolor(_GROUNDS[0])
     if values.min() < 0 < values.max():
-        axes.contourf(axis, axis, values.T, [-top, 0, top], colors=_GROUNDS)
+        axes.contourf(axis, axis, values.T, [0, 1.01 * values.max()], colors=_GROUNDS[1:])
         axes.contour(axis, axis, values.T, [0], colors="#1c1b1a", linewidths=1.0)
     for colour, own in zip(_POINTS, (x[sign < 0], x[sign > 0]), strict=True):
-        # Lines of no length with round ends: a third of the bytes of markers.
+        # Lines of no length with round ends: a fifth of the bytes of markers.
         codes = np.tile([Path.MOVETO, Path.LINETO], len(own))
-        dots = Path(np.repeat(own, 2, axis=0), codes, closed=False)
-        axes.add_patch(PathPatch(dots, edgecolor=colour, fill=False, linewidth=2.2, capstyle="round"))
+        dots = Path(np.stack([own, own + 1e-5], axis=1).reshape(-1, 2), codes)
+        dots.should_simplify = False
+        axes.add_patch(PathPatch(dots, edgecolor=colour, fill=False, linewidth=2.2, capstyle="round", zorder=3))
     axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xticks=[], yticks=[], aspect="equal")
     axes.set_title(title, fontsize=8, pad=4)
 
@@ -169,8 +170,13 @@ def drawn(figure: Figure) -> str:
     """The figure as an SVG of its own with coordinates to a tenth of a point: small enough to be committed."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    short = re.sub(r"(\d+\.\d)\d+", r"\1", buffer.getvalue())
-    return re.sub(r"[ \t]*\n", "\n", short)
+    return re.sub(r' d="[^"]*"', lambda found: _short(found[0]), re.sub(r"[ \t]+\n", "\n", buffer.getvalue()))
+
+
+def _short(path: str) -> str:
+    rounded = re.sub(r"(\d+\.\d)\d+", r"\1", path)
+    dots = re.sub(r"M ([\d.-]+ [\d.-]+) *\nL \1 *\n", r"M\1h0\n", rounded)
+    return dots.replace("\nL ", " ")
 
 
 def _page(rows: Sequence[Mapping[str, Any]], svg: str, about: Mapping[str, Any]) -> str:

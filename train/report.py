@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train import figures, page
+from train import figures, layers_section, page
 
 _FILES = ("metrics.jsonl", "result.json", "features.npz")
 
@@ -214,11 +214,12 @@ def write(run_dir: Path) -> Path:
     """The path of `report.html`, written into the run folder; a run that is not finished raises as in `load`."""
     experiment = load(run_dir)
     path = run_dir / "report.html"
-    path.write_text(_page(experiment, summary(experiment)), encoding="utf-8")
+    layers = layers_section.section(run_dir, experiment.arms, experiment.seeds[0])
+    path.write_text(_page(experiment, summary(experiment), layers), encoding="utf-8")
     return path
 
 
-def _page(e: Experiment, rows: Sequence[Row]) -> str:
+def _page(e: Experiment, rows: Sequence[Row], layers: str) -> str:
     strip, *pictures = _pictures(e, rows)
     colours = ["soft", *(figures.arm_role(i) for i in range(len(e.arms)))]
     header, *body = _cells(rows)
@@ -235,7 +236,7 @@ def _page(e: Experiment, rows: Sequence[Row]) -> str:
 {strip}</header>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>
 <p class="soft">{escape(_legend(rows))}</p>
-{"".join(pictures)}
+{"".join(pictures)}{layers}
 {page.footer(e.command, facts, e.config)}"""
     return page.page(e.title, main)
 

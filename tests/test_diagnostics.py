@@ -1,0 +1,127 @@
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vcreg_jax as vc
+from configs import digits
+from train import diagnostics, layers_section, loop
+from train.model import Architecture, create_state
+from train.step import Normalize, make_train_step
+
+REG = vc.VCReg(alpha=1.28, beta=0.16, delta=0.05)
+SITES = vc.Sites(block=REG, downsample=REG)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    train = digits.get_config().train
+    data = replace(train.data, directory=str(tmp_path_factory.mktemp("data")))
+    schedule = replace(train.optimizer.schedule, warmup_steps=1)
+    return replace(
+        train, data=data, optimizer=replace(train.optimizer, schedule=schedule), steps=3, batch_size=16, log_every=1
+    )
+
+
+def _state_and_batch(config, sites):
+    run = loop.prepare(config, sites)
+    state = create_state(run.architecture, run.optimizer, run.mesh, seed=0)
+    batch = next(loop.device_batches(run.data.train_batches(16, 0, 0), run.mesh))
+    return run, state, batch
+
+
+def test_every_layer_is_diagnosed_and_its_pull_is_that_of_the_penalty_over_that_of_the_loss(config):
+    """The oracle runs the network layer by layer and differentiates what comes after each."""
+    run, state, batch = _state_and_batch(config, SITES)
+    normalize = Normalize(config.data.mean, config.data.std)
+    with jax.set_mesh(run.mesh):
+        found = diagnostics.make_look(run.architecture, normalize, 0.0)(state, batch, 0)
+    model = Architecture(config.model, 2, run.data.image_shape, vc.Sites()).create(0)
+    images, labels = (jnp.asarray(np.asarray(batch[key])) for key in ("image", "label"))
+    first, *rest = (block for stage in model.stages for block in stage)
+    h = first(model.stem_norm(model.stem_conv(normalize(images))), True, None)
+
+    def loss_after(h):
+        h = model.stages[0][1](h, True, None)
+        h = model.downsamples[0](h)
+        for block in model.stages[1]:
+            h = block(h, True, None)
+        logits = model.head(model.norm(h.mean(axis=(1, 2))))
+        return -jax.nn.log_softmax(logits)[jnp.arange(16), labels].mean()
+
+    expected = dict(vc.diagnose(h, delta=0.05)._asdict())
+    pull = jnp.linalg.norm(jax.grad(REG.penalty)(h)) / jnp.linalg.norm(jax.grad(loss_after)(h))
+    for name, value in (expected | {"gradient_ratio": pull}).items():
+        np.testing.assert_allclose(found[f"block 1/{name}"], value, rtol=2e-3, err_msg=name)
+    layers = [name.split("/")[0] for name in found if name.endswith("effective_rank")]
+    assert sorted(layers) == ["block 1", "block 2", "block 3", "block 4", "downsample 1", "features"]
+    assert found["features/gradient_ratio"] == 0 and found["downsample 1/gradient_ratio"] > 0
+    assert 0 < found["block 4/clipped"] < 1
+    assert len(rest) == 3
+
+
+def test_the_training_step_is_the_same_program_with_and_without_it_and_so_is_the_run(config, tmp_path, monkeypatch):
+    states, texts = [], []
+    for every in (0, 1):
+        lowered = []
+
+        def remembering(*arguments, lowered=lowered):
+            step = make_train_step(*arguments)
+
+            def call(state, batch, seed):
+                lowered.append(step.lower(state, batch, seed).as_text())
+                return step(state, batch, seed)
+
+            return call
+
+        monkeypatch.setattr(loop, "make_train_step", remembering)
+        trained = loop.train(replace(config, diagnose_every=every), SITES, 0, tmp_path / str(every), "run")
+        states.append([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(trained.state)])
+        texts.append(lowered)
+    assert texts[0] == texts[1] and len(texts[0]) == 3
+    assert states[0] == states[1]
+    lines = [json.loads(line) for line in (tmp_path / "1" / "metrics.jsonl").read_text().splitlines()]
+    looks = [line for line in lines if line["split"] == "layers"]
+    assert [line["step"] for line in looks] == [1, 2]
+    assert all(np.isfinite(value) for line in looks for name, value in line.items() if name != "split")
+    assert '"layers"' not in (tmp_path / "0" / "metrics.jsonl").read_text()
+
+
+def test_a_layer_that_collapses_is_named_with_the_reason():
+    found = {
+        "block 1/effective_rank": 1.4, "block 1/mean_std": 1.0,
+        "block 2/effective_rank": 9.0, "block 2/mean_std": 1e-4,
+        "block 3/effective_rank": 9.0, "block 3/mean_std": 0.5,
+        "features/effective_rank": float("nan"), "features/mean_std": 1.0,
+    }  # fmt: skip
+    assert diagnostics.collapsed(found) == {
+        "block 1": "an effective rank of 1.40",
+        "block 2": "a mean standard deviation of 1.0e-04",
+        "features": "its features are not finite",
+    }
+
+
+def test_a_page_shows_every_layer_over_time_only_where_all_runs_have_looked(tmp_path):
+    for arm, scale in (("baseline", 0.0), ("VCReg", 1.0)):
+        folder = tmp_path / arm / "seed3"
+        folder.mkdir(parents=True)
+        lines = [
+            {"step": step, "split": "layers"}
+            | {
+                f"{layer}/{number}": scale * step
+                for layer in ("block 1", "features")
+                for number in layers_section.SHOWN
+            }
+            | {f"{layer}/effective_rank": 7.5 + step for layer in ("block 1", "features")}
+            for step in (10, 20)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = layers_section.section(tmp_path, ["baseline", "VCReg"], 3)
+    assert html.count("<svg") == 4 and "baseline 27.5, VCReg 27.5" in html
+    steps, values = layers_section.read(tmp_path / "VCReg" / "seed3" / "metrics.jsonl")["block 1/off_diagonal_rms"]
+    assert steps.tolist() == [10, 20] and values.tolist() == [10.0, 20.0]
+    (tmp_path / "VCReg" / "seed3" / "metrics.jsonl").write_text('{"step": 0, "split": "train", "loss": 1}\n')
+    assert layers_section.section(tmp_path, ["baseline", "VCReg"], 3) == ""
