@@ -9,6 +9,7 @@ Paper: "Variance-Covariance Regularization Improves Representation Learning" (ar
 import functools
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -25,6 +26,7 @@ from vcreg_jax.statistics import (
     covariance,
     explicit_sharding,
     in_groups,
+    map_groups,
     mean_and_covariance,
     num_samples,
     num_shards,
@@ -164,25 +166,31 @@ class VCReg:
         return self.alpha * variance_term + self.beta * scale * costs.sum() / (d * (d - 1))
 
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h)` in closed form, in float32 or wider; of a sample in the dtype of `h`."""
-        if (explicit := explicit_sharding(h)) is None:
-            return self._gradient(h)
-        # Explicit axes leave a contraction over a split axis to the author; here the compiler may choose.
-        mesh, spec = explicit
-        gradient = functools.partial(self._gradient, samples_spec=PartitionSpec(*spec[:-1]))
-        with jax.sharding.use_abstract_mesh(mesh):
-            return cast(Array, jax.sharding.auto_axes(gradient, out_sharding=spec)(h))
+        """The gradient of `penalty(h)` in closed form, in float32 or wider."""
+        return _over_auto_axes(self._gradient, h)
+
+    def added_to(
+        self, incoming: Float[Array, "*samples d"], h: Float[Array, "*samples d"], /
+    ) -> Float[Array, "*samples d"]:
+        """`incoming + gradient(h)` in the dtype of `incoming`, which is what the backward pass returns."""
+        return _over_auto_axes(self._added_to, h, incoming)
+
+    def _added_to(self, h: Array, incoming: Array, samples_spec: PartitionSpec | None = None) -> Array:
+        if (stride := self._stride(h)) == 1:
+            return (incoming + self._gradient(h, samples_spec)).astype(incoming.dtype)
+        return sampling.add_back(incoming, self._gradient_of_kept(h, stride, samples_spec), stride)
 
     def _gradient(self, h: Array, samples_spec: PartitionSpec | None = None) -> Array:
         if (stride := self._stride(h)) > 1:
-            rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
-            of_kept = replace(self, sample=1)._gradient(sampling.keep(h, stride), rows)
-            # A TPU writes the whole map to memory: not in float32, since the sum with the incoming gradient is rounded.
-            return sampling.put_back(of_kept.astype(h.dtype), h.shape, stride)
+            return sampling.put_back(self._gradient_of_kept(h, stride, samples_spec), h.shape, stride)
         if self.scope == "global":
             return self._gradient_of(h, shard_axes(h), samples_spec)
         one_group = functools.partial(self._gradient_of, axes=(), samples_spec=PartitionSpec())
-        return jax.vmap(one_group)(in_groups(h, self.scope)).reshape(h.shape) / self.scope
+        return map_groups(one_group, h, self.scope, samples_spec) / self.scope
+
+    def _gradient_of_kept(self, h: Array, stride: int, samples_spec: PartitionSpec | None) -> Array:
+        rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
+        return replace(self, sample=1)._gradient(sampling.keep(h, stride), rows)
 
     def _gradient_of(self, h: Array, axes: tuple[str, ...], samples_spec: PartitionSpec | None) -> Array:
         n = num_samples(h, axes)
@@ -233,6 +241,17 @@ class explicit:  # noqa: N801 - reads as a function of a regularizer, `explicit(
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
         """`jax.grad(reg.penalty)(h)`."""
         return jax.grad(self.reg.penalty)(h)
+
+
+def _over_auto_axes(function: Callable[..., Array], h: Array, *like_h: Array) -> Array:
+    """`function(h, *like_h)`, of an array with explicit axes over auto ones and told how its samples are split."""
+    if (split := explicit_sharding(h)) is None:
+        return function(h, *like_h)
+    # Explicit axes leave a contraction over a split axis to the author; here the compiler may choose.
+    mesh, spec = split
+    told = functools.partial(function, samples_spec=PartitionSpec(*spec[:-1]))
+    with jax.sharding.use_abstract_mesh(mesh):
+        return cast(Array, jax.sharding.auto_axes(told, out_sharding=spec)(h, *like_h))
 
 
 def _check(h: Array, scope: Literal["global"] | int) -> None:

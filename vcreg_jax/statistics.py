@@ -6,6 +6,7 @@ axes, or be a shard inside `shard_map`. The regularizers ask here and do not kno
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,30 @@ def num_samples(h: Array, axes: tuple[str, ...] = ()) -> int:
 def in_groups(h: Float[Array, "batch *rest d"], groups: int) -> Float[Array, "groups rows *rest d"]:
     """The leading axis cut into equal consecutive groups; inside `shard_map`, the groups that lie on this shard."""
     return h.reshape(shape_in_groups(h, groups))
+
+
+def map_groups(
+    function: Callable[[Array], Array],
+    h: Float[Array, "batch *rest d"],
+    groups: int,
+    samples_spec: PartitionSpec | None = None,
+) -> Float[Array, "batch *rest d"]:
+    """`function` of every group's rows, which keeps their shape, put together again.
+
+    Where shards hold whole groups (`samples_spec` as in `mean_and_covariance`) each runs its own as a program of its
+    own: with an axis of groups the compiler keeps more in memory, even if that axis has but one group on a device.
+    """
+    mesh = _mesh_of(h)
+    if samples_spec is None:
+        samples_spec = PartitionSpec() if shard_axes(h) else _leading_axis_over_auto_axes(h, mesh)
+    names = _names_in(samples_spec)
+    only_images_split = not _names_in(PartitionSpec(*samples_spec[1:]))
+    if names and only_images_split and groups % math.prod(mesh.shape[name] for name in names) == 0:
+        on_shard = functools.partial(map_groups, function, groups=groups, samples_spec=PartitionSpec())
+        return jax.shard_map(on_shard, mesh=mesh, in_specs=samples_spec, out_specs=samples_spec)(h)
+    if shape_in_groups(h, groups)[0] == 1:
+        return function(h)
+    return jax.vmap(function)(in_groups(h, groups)).reshape(h.shape)
 
 
 def shape_in_groups(h: Float[Array, "batch *rest d"], groups: int) -> tuple[int, ...]:
