@@ -131,6 +131,7 @@ class TrainConfig:
     eval_every: int = 100  # steps
     save_every: int = 500  # steps
     log_every: int = 10  # steps
+    monitor_images: int = 0  # training images whose features are probed at every evaluation; `train.monitor`
     keep_checkpoints: int = 1  # the newest ones
     mesh: MeshConfig = MeshConfig()
 

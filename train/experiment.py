@@ -55,6 +55,7 @@ def _train_and_probe(config: Experiment, arm: str, sites: Sites, seed: int, dire
     train_features = jnp.asarray(splits["train"].features)
     strengths = probe.l2_grid(config.probe.l2_low, config.probe.l2_high, config.probe.l2_count)
     found = _probe(config.probe, splits, data.num_classes, strengths)
+    print(f"{arm}, seed {seed}: {found.test_accuracy:.2%}; {found.protocol}")
     if not found.converged:
         print(f"{arm}, seed {seed}: the probe stopped at gradient {found.worst_gradient_norm:.1e}", file=sys.stderr)
     np.savez(

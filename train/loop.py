@@ -93,6 +93,10 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                 if last or step % config.eval_every == 0:
                     predict = functools.partial(predict_with, *weights_to_use(state))
                     metrics = evaluate(predict, run.validation, config.batch_size, run.mesh)
+                    if config.monitor_images:
+                        from train import monitor  # which builds on this file
+
+                        metrics |= monitor.watch(predict, run.data, run.validation, config, run.mesh)
                     metrics_file.write(step, "validation", metrics)
                     accuracy = metrics["accuracy"]
                     bar.line(f"step {step}/{config.steps}  validation accuracy {accuracy:.1%}  {rate}")
