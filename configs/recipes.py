@@ -248,6 +248,7 @@ def _of_two_views(
         steps=100 * epoch,
         batch_size=batch,
         joint_embedding=objective,
+        monitor_images=50_000,
         eval_every=epoch,
         save_every=epoch,
         log_every=100,

@@ -8,7 +8,7 @@ import pytest
 
 import vcreg_jax as vc
 from configs import digits
-from train import diagnostics, layers_section, loop
+from train import diagnostics, evaluation, layers_section, loop
 from train.model import Architecture, create_state
 from train.step import Normalize, make_train_step
 
@@ -29,7 +29,7 @@ def config(tmp_path_factory):
 def _state_and_batch(config, sites):
     run = loop.prepare(config, sites)
     state = create_state(run.architecture, run.optimizer, run.mesh, seed=0)
-    batch = next(loop.device_batches(run.data.train_batches(16, 0, 0), run.mesh))
+    batch = next(evaluation.device_batches(run.data.train_batches(16, 0, 0), run.mesh))
     return run, state, batch
 
 

@@ -14,7 +14,7 @@ from configs import digits
 from train import features
 from train.config import MeshConfig
 from train.data import pipeline
-from train.loop import Trained
+from train.evaluation import Trained
 from train.mesh import make_mesh
 
 BATCH = 240  # 710 test images: the last batch is padded

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 import vcreg_jax as vc
 from configs import digits
-from train import hosts, loop
+from train import evaluation, hosts
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig
@@ -75,7 +75,7 @@ def train(folder):
             losses.append(float(metrics["loss"]))
         checkpoints.save(STEPS, state, {}, wait=True)
         predict = functools.partial(make_predict(graphdef, normalize), *weights_to_use(state))
-        validation = loop.evaluate(predict, pipeline.load(DATA, "validation"), BATCH_SIZE, mesh)
+        validation = evaluation.evaluate(predict, pipeline.load(DATA, "validation"), BATCH_SIZE, mesh)
         weights = multihost_utils.process_allgather(weights_to_use(state), tiled=True)
     first = weights[0]["first"]["kernel"]
     held = state["params"]["first"]["kernel"].addressable_shards[0].data.shape

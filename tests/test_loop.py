@@ -9,7 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import vcreg_jax as vc
 from configs import digits
-from train import loop
+from train import evaluation, loop
 from train.augment import MixConfig
 from train.log import MetricsFile
 from train.optim import learning_rate
@@ -122,7 +122,7 @@ def test_evaluation_counts_every_example_once_whatever_the_batch_size(config, tm
     expected = {"loss": (log_sum - logits[np.arange(len(labels)), labels]).mean()}
     expected["accuracy"] = (logits.argmax(axis=1) == labels).mean()
     for batch_size in (16, 64, 400):
-        found = loop.evaluate(trained.predict, data, batch_size, trained.mesh)
+        found = evaluation.evaluate(trained.predict, data, batch_size, trained.mesh)
         np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), rtol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """The linear probe against scikit-learn's logistic regression, SciPy and NumPy."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
-from train import lbfgs, probe
+from train import lbfgs, preflight, probe
+from train.config import MeshConfig
+from train.mesh import batch_sharding, make_mesh
 from train.probe import Split
 
 STRENGTHS = np.array([1.0, 1e-6, 1e5, 1e-3, 1e2])  # both ends of the grid, in no order
@@ -152,6 +156,36 @@ def test_mask_excludes_rows_sharded_over_eight_devices_or_not(x64, monkeypatch):
         np.testing.assert_allclose(fit.objective, expected.objective, rtol=1e-12)
         np.testing.assert_allclose(fit.weights, expected.weights, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(probe.predict(fit, x), probe.predict(expected, x))
+
+
+def test_a_cold_start_takes_the_steps_of_each_strength_alone_to_the_same_optimum(x64):
+    x, y = clusters(200)
+    warm, cold = (
+        probe.fit(x, y, CLASSES, STRENGTHS, tolerance=1e-9, lanes=2, warm_start=start) for start in (True, False)
+    )
+    alone = [int(probe.fit(x, y, CLASSES, [l2], tolerance=1e-9).iterations[0]) for l2 in STRENGTHS]
+    assert cold.iterations.tolist() == alone
+    assert cold.iterations.sum() > warm.iterations.sum()
+    np.testing.assert_allclose(cold.objective, warm.objective, rtol=1e-9)
+
+
+@pytest.mark.optimized
+def test_rows_split_over_four_tpus_are_summed_there_and_nothing_else_is_sent():
+    pytest.importorskip("libtpu", reason="the extra `aot` is not installed")
+    mesh = make_mesh(MeshConfig(), preflight.topology_devices("v5e:2x2"))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def abstract(shape, dtype, sharding):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    rows = [
+        abstract(shape, dtype, batch_sharding(mesh))
+        for shape, dtype in (((512, 32), "f4"), ((512,), "i4"), ((512,), bool))
+    ]
+    others = [abstract(shape, dtype, whole) for shape, dtype in (((45,), "f4"), ((), "f4"), ((), "i4"))]
+    program = lbfgs.solve.lower(*rows, *others, num_classes=10, p=5).compile().as_text()
+    sent = re.findall(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", program)
+    assert set(sent) == {"all-reduce"}
 
 
 def test_class_without_examples_is_left_out(x64):

@@ -1,11 +1,17 @@
 """Nearest neighbours and ridge regression against scikit-learn's."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from train import quick_probes
+from configs import digits
+from train import features, loop, monitor, quick_probes
+from train.data import pipeline
+from vcreg_jax import Sites
 
 RNG = np.random.default_rng(0)
 
@@ -49,3 +55,27 @@ def test_more_neighbours_than_rows_are_refused():
     x, y = clusters(10, 3)
     with pytest.raises(ValueError, match=r"neighbours must lie in 1\.\.10, the training rows, got 11"):
         quick_probes.knn(x, y, x, 5, 11)
+
+
+def test_training_watches_validation_features_with_both(tmp_path):
+    whole = digits.get_config().train
+    data = replace(whole.data, directory=str(tmp_path / "data"))
+    schedule = replace(whole.optimizer.schedule, warmup_steps=0)
+    optimizer = replace(whole.optimizer, schedule=schedule)
+    train = replace(whole, data=data, optimizer=optimizer, steps=1, batch_size=64, monitor_images=300)
+    trained = loop.train(train, Sites(), 0, tmp_path, "watched")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if line["split"] == "validation"][-1]
+    splits = [pipeline.load(data, name) for name in ("train", "validation")]
+    (x, y), (rows, labels) = (features.extract(trained.predict, split, 64, trained.mesh) for split in splits)
+    some = np.sort(np.random.default_rng(0).permutation(len(x))[:300])
+    x, y = x[some].astype(np.float64), y[some]
+    unit = x.var(axis=0).mean() * 300
+    ridges = [Ridge(alpha=unit * share).fit(x, np.eye(2)[y]).predict(rows).argmax(axis=1) for share in monitor.SHARES]
+    best = max((predicted == labels).mean() for predicted in ridges)
+    np.testing.assert_allclose(logged["ridge_accuracy"], best, atol=2 / len(rows))
+    cosines = (rows / np.linalg.norm(rows, axis=1)[:, None]) @ (x / np.linalg.norm(x, axis=1)[:, None]).T
+    nearest = np.argsort(-cosines, axis=1)[:, :20]
+    weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / 0.07)
+    votes = np.stack([(weights * (y[nearest] == label)).sum(axis=1) for label in (0, 1)], axis=1)
+    np.testing.assert_allclose(logged["knn_accuracy"], (votes.argmax(axis=1) == labels).mean(), atol=2 / len(rows))

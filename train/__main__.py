@@ -21,6 +21,7 @@
     python -m train bench roofline            VCReg's extra time, layer by layer, over what the device's speed implies
     python -m train bench dispatch            Python's time for each call of the training step
     python -m train bench input               images a second from records to batches, beside bare Pillow
+    python -m train bench probe               the linear probe at 45 strengths, beside scikit-learn's
     python -m train preflight CONFIG --topology v5e:4x4 [--image-shape H W C] [--num-classes N] [--json FILE]
                               [overrides]     compile the training step for TPUs that are not there: does it fit?
 
@@ -218,7 +219,7 @@ def _bench(arguments: tuple[str, ...]) -> None:
     from train import bench
 
     parser = _Parser("python -m train bench", description=bench.__doc__)
-    parser.add_argument("what", choices=("table1", "roofline", "dispatch", "input"))
+    parser.add_argument("what", choices=("table1", "roofline", "dispatch", "input", "probe"))
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's choice")
     parser.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(bench.MODELS)}; default: all")
     parser.add_argument("--dtypes", nargs="+", choices=bench.DTYPES, help="default: both; on a CPU float32")

@@ -19,6 +19,7 @@ import vcreg_jax as vc
 from train import loop, saved_config
 from train.config import DataConfig, TrainConfig
 from train.data import pipeline
+from train.evaluation import device_batches
 from train.mesh import host_rows
 from train.model import abstract_state, structure
 from train.saved_state import read_state
@@ -152,7 +153,7 @@ def _layers(graphdef: nnx.GraphDef, normalize: Normalize, remember: Remember) ->
 
 def _batches(layers_of: Any, batch_size: int, mesh: Mesh, split: pipeline.Split) -> Iterator[Any]:
     """Per batch: logits, layer outputs, small images, and labels with -1 for padding."""
-    for batch in loop.device_batches(split.eval_batches(batch_size, host_rows(mesh, batch_size)), mesh):
+    for batch in device_batches(split.eval_batches(batch_size, host_rows(mesh, batch_size)), mesh):
         yield *layers_of(batch["image"]), jnp.where(batch["mask"], batch["label"], -1)
 
 

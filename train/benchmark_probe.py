@@ -26,12 +26,15 @@ class Sweep:
     sizes: tuple[int, int, int]  # examples, features, classes
 
     @property
-    def speedup(self) -> Spread:
-        """scikit-learn's seconds over ours, round by round."""
-        return ratio(self.seconds["sklearn"], self.seconds["ours"])
+    def ratio(self) -> float:
+        """scikit-learn's seconds over ours, the median over the rounds."""
+        return self._over(self.seconds).median
+
+    def _over(self, seconds: dict[str, tuple[float, ...]]) -> Spread:
+        return ratio(seconds["sklearn"], seconds["ours"])
 
     def __str__(self) -> str:
-        wall, cpu = self.speedup, ratio(self.cpu_seconds["sklearn"], self.cpu_seconds["ours"])
+        wall, cpu = self._over(self.seconds), self._over(self.cpu_seconds)
         lines = [
             f"{len(self.agreement)} strengths, {self.sizes[0]} examples, {self.sizes[1]} features, {self.sizes[2]} "
             f"classes, float32: scikit-learn with warm start takes {wall.median:.2f} times as long "

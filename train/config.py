@@ -176,6 +176,7 @@ class TrainConfig:
     eval_every: int = 100  # steps
     save_every: int = 500  # steps
     log_every: int = 10  # steps
+    monitor_images: int = 0  # training images whose features are probed at every evaluation; `train.monitor`
     diagnose_every: int = 0  # steps between looks into every layer (`train.diagnostics`); 0: never
     tensorboard: bool = False  # event files beside metrics.jsonl; needs the extra `tensorboard`
     hang_seconds: float = 900.0  # that a step, a batch, a compilation or a checkpoint may take: then the run ends

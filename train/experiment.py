@@ -15,6 +15,7 @@ import vcreg_jax as vc
 from train import hosts, loop, probe
 from train.config import Experiment, ProbeConfig
 from train.data import pipeline
+from train.evaluation import evaluate
 from train.features import extract
 from train.run_folder import claim, provenance, write_json
 from train.watchdog import Watchdog
@@ -50,7 +51,7 @@ def _train_and_probe(config: Experiment, arm: str, sites: Sites, seed: int, dire
     batch_size = config.train.batch_size
     with jax.set_mesh(trained.mesh), Watchdog(config.train.hang_seconds) as watchdog:
         beat = functools.partial(watchdog.beat, "a batch of features")
-        test = loop.evaluate(trained.predict, pipeline.load(config.train.data, "test"), batch_size, trained.mesh, beat)
+        test = evaluate(trained.predict, pipeline.load(config.train.data, "test"), batch_size, trained.mesh, beat)
         splits = {}
         for name in ("train", "validation", "test"):
             data = pipeline.load(config.train.data, name, config.probe.label)
@@ -60,6 +61,7 @@ def _train_and_probe(config: Experiment, arm: str, sites: Sites, seed: int, dire
     found = _probe(config.probe, splits, data.num_classes, strengths)
     if not hosts.is_first():
         return
+    print(f"{arm}, seed {seed}: {found.test_accuracy:.2%}; {found.protocol}")
     if not found.converged:
         print(f"{arm}, seed {seed}: the probe stopped at gradient {found.worst_gradient_norm:.1e}", file=sys.stderr)
     np.savez(

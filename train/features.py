@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from train.config import TrainConfig
 from train.data.pipeline import Split
-from train.loop import Predict, Trained, device_batches
+from train.evaluation import Predict, Trained, device_batches
 from train.mesh import host_rows
 from train.run_folder import as_json, write_json
 from train.step import weights_to_use

@@ -1,6 +1,5 @@
-"""One supervised training run, read top to bottom."""
+"""One training run, read top to bottom."""
 
-import collections
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,33 +11,22 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from train import mesh as meshes
-from train import nonfinite, resume
+from train import monitor, nonfinite, resume
 from train.augment import check_mix
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import pipeline
 from train.diagnostics import Diagnostics
+from train.evaluation import Predict, Trained, device_batches, evaluate
 from train.log import DataWait, RunLog
 from train.model import Architecture, create_state, structure
 from train.objective import objective
 from train.optim import learning_rates, make_optimizer
 from train.preemption import Preempted, Preemption
-from train.step import Normalize, State, eval_sums, make_loss, make_predict, make_train_step, weights_to_use
+from train.step import Normalize, State, make_loss, make_predict, make_train_step, weights_to_use
 from train.tensorboard import check_installed
 from train.watchdog import Watchdog
 from vcreg_jax import Sites
-
-Predict = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # images -> (logits, features)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained network on its mesh, ready to predict."""
-
-    state: State
-    mesh: Mesh
-    predict: Predict
-    validation_accuracy: float  # share of correct labels of the training task
 
 
 @dataclass(frozen=True)
@@ -63,6 +51,10 @@ def prepare(config: TrainConfig, sites: Sites) -> Prepared:
     meshes.check_batch_size(config.batch_size, mesh)
     if config.tensorboard:
         check_installed()
+    if config.joint_embedding is not None and (config.data.second_view is None or not config.monitor_images):
+        raise ValueError("joint_embedding needs data.second_view, and monitor_images > 0 to say how it goes.")
+    if config.joint_embedding is None and config.data.second_view is not None:
+        raise ValueError("data.second_view is for joint_embedding, which this config has not.")
     check_mix(config.mix, config.batch_size, config.data.repeats)
     data = pipeline.load(config.data, "train")
     validation = pipeline.load(config.data, "validation")
@@ -112,7 +104,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     last, validation = step == config.steps, {}
                     if last or step % config.eval_every == 0:
                         predict = functools.partial(predict_with, *weights_to_use(state))
-                        validation = evaluate(predict, run.validation, config.batch_size, run.mesh, boundary)
+                        validation = evaluated(predict, run, config, boundary)
                         log.validation(step, validation)
                     if last or (step % config.save_every == 0 and step > start):
                         log.warn(step, checkpoints.save(step, state, validation, wait=last))
@@ -133,6 +125,16 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
     return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), validation["accuracy"])
 
 
+def evaluated(predict: Predict, run: Prepared, config: TrainConfig, boundary: Callable[[], None]) -> dict[str, float]:
+    """What there is to say of the network on validation images; without labels to train on, what its features say."""
+    found = {}
+    if config.joint_embedding is None:
+        found = evaluate(predict, run.validation, config.batch_size, run.mesh, boundary)
+    if config.monitor_images:
+        found |= monitor.watch(predict, run.data, run.validation, config, run.mesh)
+    return {"accuracy": found.get("knn_accuracy")} | found
+
+
 def stop_if_stuck(config: TrainConfig, run: Prepared, state: State, seed: int, directory: Path) -> None:
     """Raises FloatingPointError, with where it began, when no update has been taken for too long."""
     if (first_step := nonfinite.first_bad_step(config.guard, state)) is not None:
@@ -141,33 +143,6 @@ def stop_if_stuck(config: TrainConfig, run: Prepared, state: State, seed: int, d
         raise nonfinite.stop(loss_fn, state, batch, seed, first_step, directory)
 
 
-def evaluate(
-    predict: Predict,
-    data: pipeline.Split,
-    batch_size: int,
-    mesh: Mesh,
-    boundary: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Mean loss and accuracy over the whole split, every example counted once; `boundary` is called at every batch."""
-    totals = {"loss": 0.0, "accuracy": 0.0, "count": 0.0}
-    for batch in device_batches(data.eval_batches(batch_size, meshes.host_rows(mesh, batch_size)), mesh):
-        boundary()
-        logits, _ = predict(batch["image"])
-        sums = jax.device_get(eval_sums(logits, batch["label"], batch["mask"]))
-        totals = {name: totals[name] + float(sums[name]) for name in totals}
-    return {name: totals[name] / totals["count"] for name in ("loss", "accuracy")}
-
-
 def _train_batches(run: Prepared, config: TrainConfig, seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
     rows = meshes.host_rows(run.mesh, config.batch_size)
     return device_batches(run.data.train_batches(config.batch_size, seed, start, config.mix.group_size, rows), run.mesh)
-
-
-def device_batches(batches: Iterator[pipeline.Batch], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """Batches as global arrays on the mesh; the next two are on their way while one is used."""
-    on_their_way = collections.deque()
-    for batch in batches:
-        on_their_way.append(meshes.to_devices(batch, mesh))
-        if len(on_their_way) > 2:
-            yield on_their_way.popleft()
-    yield from on_their_way

@@ -15,6 +15,7 @@ import numpy as np
 from train import hosts, loop, targets
 from train.config import Candidate, TrainConfig, Transfer
 from train.data import pipeline
+from train.evaluation import Trained, evaluate
 from train.features import cached
 from train.run_folder import claim, provenance, write_json
 from train.targets import FeaturesOf
@@ -105,7 +106,7 @@ def _tested(config: Transfer, arm: str, candidate: Candidate, seed: int, directo
     if config.train.joint_embedding is None:
         data = pipeline.load(config.train.data, "test")
         with jax.set_mesh(trained.mesh):
-            accuracy = loop.evaluate(trained.predict, data, config.train.batch_size, trained.mesh)["accuracy"]
+            accuracy = evaluate(trained.predict, data, config.train.batch_size, trained.mesh)["accuracy"]
     found = {}
     for name, target in config.targets.items():
         found[name] = targets.tested(target, features_of)
@@ -118,7 +119,7 @@ def _tested(config: Transfer, arm: str, candidate: Candidate, seed: int, directo
 
 def _pretrained(
     config: Transfer, arm: str, candidate: Candidate, seed: int, directory: Path
-) -> tuple[loop.Trained, FeaturesOf]:
+) -> tuple[Trained, FeaturesOf]:
     """The network, and its features of any split."""
     recipe = _recipe(config.train, candidate)
     trained = loop.train(recipe, candidate.sites, seed, directory, f"{arm}, {directory.name}")
