@@ -132,6 +132,20 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """When an update is not taken: always if the loss or a gradient is not finite; then parameters, batch statistics,
+    optimizer and moving average stay as they are, and the step counts."""
+
+    stop_after: int = 10  # such updates in a row, with an error that names the first bad layer
+    spike_sigmas: float | None = None  # nor if the loss or the gradient norm is so many deviations above its mean
+    spike_window: int = 128  # steps over which mean and deviation are taken
+
+    def __post_init__(self):
+        if self.stop_after < 1 or self.spike_window < 4 or (self.spike_sigmas is not None and self.spike_sigmas <= 0):
+            raise ValueError(f"Needed: stop_after >= 1, spike_window >= 4 and spike_sigmas > 0, got {self}.")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One supervised training run."""
 
@@ -149,6 +163,7 @@ class TrainConfig:
     tensorboard: bool = False  # event files beside metrics.jsonl; needs the extra `tensorboard`
     hang_seconds: float = 900.0  # that a step, a batch, a compilation or a checkpoint may take: then the run ends
     checkpoints: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     mesh: MeshConfig = MeshConfig()
 
 

@@ -19,14 +19,14 @@ def adjusted_decay(base_decay: float, batch_size: int, every_steps: int, epochs:
     return 1.0 - min(1.0, (1.0 - base_decay) * batch_size * every_steps / epochs)
 
 
-def updated(config: EMAConfig, average: Weights, weights: Weights, step: Array) -> Weights:
+def updated(config: EMAConfig, average: Weights, weights: Weights, step: Array, take: Array | bool = True) -> Weights:
     """The average after training step `step` (from 0), which made `weights`.
 
     It changes at every `every_steps`-th step of an epoch, the first one included: to
     `decay * average + (1 - decay) * weights`, or, up to step `copy_steps`, to `weights`. Running statistics are
-    averaged like parameters.
+    averaged like parameters. Nothing changes after an update that was not taken.
     """
-    due = step % config.steps_per_epoch % config.every_steps == 0
+    due = take & (step % config.steps_per_epoch % config.every_steps == 0)
     copies = step <= config.copy_steps
 
     def mixed() -> Weights:

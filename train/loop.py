@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from train import mesh as meshes
-from train import resume
+from train import nonfinite, resume
 from train.augment import check_mix
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
@@ -21,7 +21,7 @@ from train.log import DataWait, RunLog
 from train.model import Architecture, create_state, structure
 from train.optim import learning_rates, make_optimizer
 from train.preemption import Preempted, Preemption
-from train.step import Normalize, State, eval_sums, make_predict, make_train_step, weights_to_use
+from train.step import Normalize, State, eval_sums, make_loss, make_predict, make_train_step, weights_to_use
 from train.tensorboard import check_installed
 from train.watchdog import Watchdog
 from vcreg_jax import Sites
@@ -78,7 +78,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
     run = prepare(config, sites)
     normalize = Normalize(config.data.mean, config.data.std)
     train_step = make_train_step(
-        run.graphdef, run.optimizer, normalize, config.label_smoothing, run.mesh, config.ema, config.mix
+        run.graphdef, run.optimizer, normalize, config.label_smoothing, run.mesh, config.ema, config.mix, config.guard
     )
     predict_with = make_predict(run.graphdef, normalize)
     rates = learning_rates(config.optimizer.schedule, config.steps)
@@ -90,17 +90,14 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
         Preemption(run.mesh) as preemption,
         Checkpoints(directory / "checkpoints", config.checkpoints, about) as checkpoints,
     ):
-        state = create_state(run.architecture, run.optimizer, run.mesh, seed, config.ema is not None)
+        state = create_state(run.architecture, run.optimizer, run.mesh, seed, config.ema is not None, config.guard)
         start, warnings = 0, []
         if restored := checkpoints.restore_newest(like=state):
             start, state = restored.step, restored.state
             warnings = [*restored.warnings, *resume.check(start, restored.run, about)]
-        batches = DataWait(_train_batches(run, config, seed, start), watchdog)
-
-        def boundary() -> None:  # between two steps or two evaluated batches
-            watchdog.beat("a step, an evaluated batch or a checkpoint")
-            preemption.check()
-
+        batches_from = functools.partial(_train_batches, run, config, seed)
+        batches = DataWait(batches_from(start), watchdog)
+        boundary = functools.partial(_boundary, watchdog, preemption)
         with RunLog(directory, title, config, start) as log:
             log.warn(step := start, warnings)
             try:
@@ -114,15 +111,38 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     if last or (step % config.save_every == 0 and step > start):
                         log.warn(step, checkpoints.save(step, state, validation, wait=last))
                     if last:
+                        stop_if_stuck(config, run, state, seed, batches_from, directory)
                         break
                     state, metrics = train_step(state, next(batches), seed)
                     preemption.step_taken()
                     if step % config.log_every == 0:
                         log.train(step, metrics | {"learning_rate": rates[step], "data_wait": batches.share()})
+                        stop_if_stuck(config, run, state, seed, batches_from, directory)
             except Preempted:
                 log.warn(step, checkpoints.save(step, state, {}, wait=True))
                 raise
     return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), validation["accuracy"])
+
+
+def _boundary(watchdog: Watchdog, preemption: Preemption) -> None:
+    """Between two steps or two evaluated batches: nothing is half done."""
+    watchdog.beat("a step, an evaluated batch or a checkpoint")
+    preemption.check()
+
+
+def stop_if_stuck(
+    config: TrainConfig,
+    run: Prepared,
+    state: State,
+    seed: int,
+    batches_from: Callable[[int], Iterator[dict[str, jax.Array]]],
+    directory: Path,
+) -> None:
+    """Raises FloatingPointError, with where it began, when no update has been taken for too long."""
+    if (first_step := nonfinite.first_bad_step(config.guard, state)) is not None:
+        normalize = Normalize(config.data.mean, config.data.std)
+        loss_fn = make_loss(run.graphdef, normalize, config.label_smoothing, config.mix)
+        raise nonfinite.stop(loss_fn, state, next(batches_from(first_step)), seed, first_step, directory)
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import vcreg_jax as vc
-from train.config import ModelConfig
+from train.config import GuardConfig, ModelConfig
 from train.mesh import state_shardings
 from train.optim import Path, normalization_parameters
 from train.step import State, initial_state, split
@@ -53,25 +53,34 @@ def structure(architecture: Architecture) -> tuple[nnx.GraphDef, frozenset[Path]
 
 
 def create_state(
-    architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, with_ema: bool = False
+    architecture: Architecture,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    with_ema: bool = False,
+    guard: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
 ) -> State:
     """The state before the first step, every array created where it lies on the mesh."""
-    return _initializer(architecture, optimizer, mesh, with_ema)(seed)
+    return _initializer(architecture, optimizer, mesh, with_ema, guard)(seed)
 
 
 def abstract_state(
-    architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, with_ema: bool = False
+    architecture: Architecture,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    with_ema: bool = False,
+    guard: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
 ) -> State:
     """`create_state` without a number: shapes, dtypes and shardings, also for a mesh of devices that are not there."""
-    return _initializer(architecture, optimizer, mesh, with_ema).eval_shape(0)
+    return _initializer(architecture, optimizer, mesh, with_ema, guard).eval_shape(0)
 
 
 @functools.lru_cache
 def _initializer(
-    architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, with_ema: bool
+    architecture: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, with_ema: bool, guard: GuardConfig
 ) -> Any:
     def create(seed):
         _, params, batch_stats = split(architecture.create(seed))
-        return initial_state(params, batch_stats, optimizer, with_ema)
+        return initial_state(params, batch_stats, optimizer, with_ema, guard)
 
     return jax.jit(create, out_shardings=state_shardings(jax.eval_shape(create, 0), mesh))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,9 @@ def read_arrays(folder: Path, like: Arrays | None = None) -> tuple[dict[str, jax
         about = read_about(folder)
         wanted = _as_saved(about["arrays"]) if like is None else like
         _check_structure(folder, about["arrays"], wanted)
-        with _first_error_alone():
-            arrays = ocp.StandardCheckpointHandler().restore(folder / "state", args=_restore(wanted))
+        arrays = _read_by_orbax(folder / "state", wanted)
     except CheckpointCorruptError as error:
         reason = str(error)
-    except _OtherStructureError:
-        raise
-    except Exception as error:  # Orbax and TensorStore raise many types, some of them `Exception` itself
-        reason = f"{folder} cannot be read: {first_line(error)}."
     if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(reason is not None)).any():
         reason = reason or f"{folder} cannot be read on another host."
     if reason:
@@ -95,10 +91,6 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
-class _OtherStructureError(ValueError):
-    """A checkpoint of another model or optimizer."""
-
-
 def _check_structure(folder: Path, saved: Mapping[str, Any], wanted: Arrays) -> None:
     there = {path: array["is"] for path, array in saved.items()}
     here = {path: _kind(array) for path, array in wanted.items()}
@@ -109,7 +101,7 @@ def _check_structure(folder: Path, saved: Mapping[str, Any], wanted: Arrays) -> 
             lines.append(f"! {path}: {there[path]} is saved, {here[path]} is wanted")
     if lines:
         differences = "\n".join(sorted(lines))
-        raise _OtherStructureError(f"{folder} is a checkpoint of another model or optimizer:\n{differences}")
+        raise ValueError(f"{folder} is a checkpoint of another model or optimizer:\n{differences}")
 
 
 def _kind(array: Any) -> str:
@@ -125,9 +117,15 @@ def _as_saved(saved: Mapping[str, Any]) -> Arrays:
     }
 
 
-def _restore(wanted: Arrays) -> Any:
+def _read_by_orbax(folder: Path, wanted: Arrays) -> dict[str, jax.Array]:
     shapes = {path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for path, a in wanted.items()}
-    return ocp.args.StandardRestore(shapes)
+    with _silence():
+        try:
+            return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(shapes))
+        except Exception as error:  # Orbax and TensorStore raise many types, some of them `Exception` itself
+            reason = f"{folder} cannot be read: {first_line(error)}."
+        gc.collect()  # what is left of the other arrays
+    raise CheckpointCorruptError(reason)
 
 
 def _text_hash(about: Mapping[str, Any]) -> str:
@@ -135,14 +133,12 @@ def _text_hash(about: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _first_error_alone() -> Iterator[None]:
-    """Arrays are read at the same time; of those that fail, all after the first would be printed with tracebacks."""
-    hook, logger = sys.excepthook, logging.getLogger("asyncio")
-    sys.excepthook, logger.disabled = lambda *_: None, True
+def _silence() -> Iterator[None]:
+    """Orbax reads all arrays at once: after the first error the others' would still be printed, with tracebacks."""
+    hooks, logger = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
+    sys.excepthook, sys.unraisablehook, logger.disabled = lambda *_: None, lambda *_: None, True
     try:
-        yield
-    except Exception:
-        gc.collect()  # of tasks whose errors nobody will ask for
-        raise
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
-        sys.excepthook, logger.disabled = hook, False
+        (sys.excepthook, sys.unraisablehook), logger.disabled = hooks, False

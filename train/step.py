@@ -13,15 +13,17 @@ from jax import Array
 from jax.sharding import Mesh
 
 import vcreg_jax as vc
-from train import ema
+from train import ema, guards
 from train.augment import MixConfig, erased, mixed
-from train.config import EMAConfig
+from train.config import EMAConfig, GuardConfig
 from train.mesh import state_shardings
 
-# step: int32 (); params, batch_stats: nested dicts of arrays; opt_state: optax's; ema, if kept: params, batch_stats
+# step: int32 (); params, batch_stats: nested dicts of arrays; opt_state: optax's;
+# guard: `train.guards`'; ema, if kept: params, batch_stats
 State = dict[str, Any]
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
+Loss = Callable[..., tuple[Array, tuple[Array, Array, dict]]]  # of `make_loss`
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
@@ -31,11 +33,16 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
 
 
 def initial_state(
-    params: dict, batch_stats: dict, optimizer: optax.GradientTransformation, with_ema: bool = False
+    params: dict,
+    batch_stats: dict,
+    optimizer: optax.GradientTransformation,
+    with_ema: bool = False,
+    guard: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
 ) -> State:
     """The state before the first step; with `ema`, a moving average of the weights, which starts as a copy."""
     weights = {"params": params, "batch_stats": batch_stats}
     state = {"step": jnp.zeros((), jnp.int32), **weights, "opt_state": optimizer.init(params)}
+    state["guard"] = guards.initial(guard)
     return state | {"ema": jax.tree.map(jnp.copy, weights)} if with_ema else state
 
 
@@ -58,6 +65,39 @@ class Normalize:
         return (pixels.astype(jnp.float32) / 255.0 - mean) / std
 
 
+def make_loss(
+    graphdef: nnx.GraphDef,
+    normalize: Normalize,
+    label_smoothing: float,
+    mix: MixConfig = MixConfig(),  # noqa: B008 - frozen
+) -> Loss:
+    """A `(params, state, batch, seed) -> (loss, (logits, labels, batch_stats))` of one training step.
+
+    The batch holds `image` (uint8), `label` and, with random erasing, `erase_box`. The regularizers' gradients enter
+    through the model itself; the loss is the task's alone. Of images that are mixed the label is the one with the
+    larger share. All randomness of step t is `fold_in(seed, t)`. `prepared` may change the model before it is called.
+    """
+
+    def loss_fn(
+        params: dict, state: State, batch: Batch, seed: int, prepared: Callable[..., Any] = lambda model: model
+    ):
+        dropout_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state["step"]))
+        images = normalize(batch["image"])
+        if "erase_box" in batch:
+            images = erased(images, batch["erase_box"])
+        labels = targets = batch["label"]
+        if mix.mixup_alpha or mix.cutmix_alpha:
+            shares = jax.nn.one_hot(labels, params["head"]["bias"].size)
+            images, targets = mixed(mix, images, shares, mix_key)
+            labels = targets.argmax(axis=-1)
+        model = prepared(nnx.merge(graphdef, params, state["batch_stats"]))
+        logits, _ = model(images, train=True, rngs=nnx.Rngs(dropout=dropout_key))
+        loss = vc.losses.cross_entropy(logits, targets, label_smoothing).mean()
+        return loss, (logits, labels, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    return loss_fn
+
+
 @functools.lru_cache
 def make_train_step(
     graphdef: nnx.GraphDef,
@@ -67,44 +107,34 @@ def make_train_step(
     mesh: Mesh,
     ema_config: EMAConfig | None = None,
     mix: MixConfig = MixConfig(),  # noqa: B008 - frozen
+    guard_config: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
 ) -> Callable[[State, Batch, int], tuple[State, Metrics]]:
-    """A jitted `(state, batch, seed) -> (state, metrics)` that donates the old state.
+    """A jitted `(state, batch, seed) -> (state, metrics)` that donates the old state; the batch is `make_loss`'s.
 
-    The batch holds `image` (uint8), `label` and, with random erasing, `erase_box`. The regularizers' gradients enter
-    through the model itself; the loss is the task's alone. Accuracy is on the images as they were mixed, for the label
-    with the larger share. All randomness of step t is `fold_in(seed, t)`.
+    `skipped` counts the updates that were not taken so far.
     """
+    loss_fn = make_loss(graphdef, normalize, label_smoothing, mix)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: State, batch: Batch, seed: int) -> tuple[State, Metrics]:
-        dropout_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state["step"]))
-        images = normalize(batch["image"])
-        if "erase_box" in batch:
-            images = erased(images, batch["erase_box"])
-        labels = targets = batch["label"]
-        if mix.mixup_alpha or mix.cutmix_alpha:
-            shares = jax.nn.one_hot(labels, state["params"]["head"]["bias"].size)
-            images, targets = mixed(mix, images, shares, mix_key)
-            labels = targets.argmax(axis=-1)
-
-        def loss_fn(params):
-            model = nnx.merge(graphdef, params, state["batch_stats"])
-            logits, _ = model(images, train=True, rngs=nnx.Rngs(dropout=dropout_key))
-            loss = vc.losses.cross_entropy(logits, targets, label_smoothing).mean()
-            return loss, (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
-
-        (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, labels, batch_stats)), gradients = grad_fn(state["params"], state, batch, seed)
+        gradient_norm = optax.tree.norm(gradients)
+        take, guard = guards.judged(guard_config, state["guard"], loss, gradient_norm)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
+        weights = {"params": optax.apply_updates(state["params"], updates), "batch_stats": batch_stats}
+        taken = {**weights, "opt_state": opt_state}
+        after = jax.tree.map(lambda new, old: jnp.where(take, new, old), taken, {name: state[name] for name in taken})
+        after |= {"step": state["step"] + 1, "guard": guard}
+        if ema_config is not None:
+            after["ema"] = ema.updated(ema_config, state["ema"], weights, state["step"], take)
         metrics = {
             "loss": loss,
             "accuracy": vc.metrics.correct(logits, labels).mean(),
-            "gradient_norm": optax.tree.norm(gradients),
-            "update_norm": optax.tree.norm(updates),
+            "gradient_norm": gradient_norm,
+            "update_norm": jnp.where(take, optax.tree.norm(updates), 0),
+            "skipped": guard["skipped"],
         }
-        weights = {"params": optax.apply_updates(state["params"], updates), "batch_stats": batch_stats}
-        after = {"step": state["step"] + 1, **weights, "opt_state": opt_state}
-        if ema_config is not None:
-            after["ema"] = ema.updated(ema_config, state["ema"], weights, state["step"])
         # As the first state lay, so lie all: otherwise the second call would compile anew.
         return jax.lax.with_sharding_constraint(after, state_shardings(after, mesh)), metrics
 
