@@ -161,7 +161,7 @@ class TrainConfig:
     save_every: int = 500  # steps
     log_every: int = 10  # steps
     tensorboard: bool = False  # event files beside metrics.jsonl; needs the extra `tensorboard`
-    hang_seconds: float = 900.0  # that a step, a batch, a compilation or a checkpoint may take: then the run ends
+    hang_seconds: float = 600.0  # for a step, a batch or a checkpoint, then the run ends; ten times as long to compile
     checkpoints: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     mesh: MeshConfig = MeshConfig()

@@ -115,6 +115,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                         break
                     state, metrics = train_step(state, next(batches), seed)
                     preemption.step_taken()
+                    watchdog.compiled()
                     if step % config.log_every == 0:
                         log.train(step, metrics | {"learning_rate": rates[step], "data_wait": batches.share()})
                         stop_if_stuck(config, run, state, seed, batches_from, directory)
