@@ -1,15 +1,18 @@
 import json
+import struct
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 import vcreg_jax as vc
 from configs import digits
 from train import loop
 from train.augment import MixConfig
 from train.log import MetricsFile
+from train.optim import learning_rate
 
 SITES = vc.Sites(block=vc.VCReg())
 
@@ -27,7 +30,31 @@ def config(tmp_path_factory):
         eval_every=2,
         save_every=2,
         log_every=1,
+        tensorboard=True,
     )
+
+
+def _events(folder):
+    """What TensorBoard reads, in order: steps and times with what stands at them; the framing is TFRecord's."""
+    (file,) = folder.iterdir()
+    content, found, purged = file.read_bytes(), [], []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        event = Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+        found += [(event.step, event.wall_time, value.tag, value.simple_value) for value in event.summary.value]
+        purged += [event.step] * event.HasField("session_log")
+    assert purged == [0]
+    return found
+
+
+def _as_events(lines):
+    return [
+        (line["step"], line["time"], f"{name}/{line['split']}", float(np.float32(value)))
+        for line in lines
+        for name, value in line.items()
+        if name not in ("step", "split", "time")
+    ]
 
 
 def _bits(trained):
@@ -54,9 +81,19 @@ def test_two_steps_and_two_after_a_crash_equal_four_bit_for_bit(config, tmp_path
     assert _bits(resumed) == _bits(straight)
     logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("straight", "crashed")]
     lines, resumed_lines = ([json.loads(line) for line in log] for log in logs)
+    assert _events(tmp_path / "crashed" / "tensorboard") == _as_events(resumed_lines)
     waits = [line.pop("data_wait") for line in lines + resumed_lines if line["split"] == "train"]
     assert len(waits) == 8 and all(0 < wait < 1 for wait in waits)
+    rates = [line.pop("images_per_second") for line in lines + resumed_lines if "images_per_second" in line]
+    assert len(rates) == 3 + 2 and min(rates) > 0  # in each process from its second step on; the fourth crashed
+    times = [line.pop("time") for line in resumed_lines]
+    assert times == sorted(times) and all(line.pop("time") for line in lines)
     assert lines == resumed_lines
+    rate = learning_rate(config.optimizer.schedule, config.steps)
+    for line in lines:
+        if line["split"] == "train":
+            assert line.keys() == {"step", "split", "loss", "accuracy", "gradient_norm", "update_norm", "learning_rate"}
+            np.testing.assert_allclose(line["learning_rate"], rate(line["step"]), rtol=1e-6)
     steps = [(line["step"], line["split"]) for line in lines]
     validations = [(step, "validation") for step in (0, 2, 4)]
     assert sorted(steps) == sorted(validations + [(step, "train") for step in range(4)])

@@ -19,8 +19,9 @@
                               [overrides]     compile the training step for TPUs that are not there: does it fit?
 
 Wrong input ends with one line and exit status 2; --traceback before the command shows where it came from.
-A cross-check that fails, a step that does not fit and a training that comes to numbers that are not finite end with
-exit status 1.
+A cross-check that fails, a step that does not fit, a training that comes to numbers that are not finite and a run of
+which a part has died or hangs end with exit status 1; what SIGTERM has ended with 143, to be started again. On several
+hosts the same command runs on each: docs/pods.md.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> None:
     except (ValueError, OSError) as error:
         if show_traceback:
             raise
-        _fail(" ".join(str(error).split()))
+        _fail(" ".join(str(error).split()), status=1 if isinstance(error, ChildProcessError) else 2)
     except FloatingPointError as error:
         if show_traceback:
             raise
@@ -86,17 +87,18 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
     parser.add_argument("--process-id", metavar="I", type=int)
     given, overrides = parser.parse_known_args(arguments[1:])
     config = _overridden(_load_config(Path(arguments[0])), tuple(overrides))
-    from train import experiment, hosts, pretraining
+    from train import experiment, hosts, preemption, pretraining
     from train.config import Pretraining
 
     hosts.join(given.coordinator, given.num_processes, given.process_id)
-    folder = (pretraining if isinstance(config, Pretraining) else experiment).run(config, command)
-    if not hosts.is_first():
-        return
-    if isinstance(config, Pretraining):
-        print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
-    else:
-        _report(folder)
+    with preemption.ends_at_once(), hosts.errors_end_at_once():
+        folder = (pretraining if isinstance(config, Pretraining) else experiment).run(config, command)
+        if not hosts.is_first():
+            return
+        if isinstance(config, Pretraining):
+            print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
+        else:
+            _report(folder)
 
 
 def _report(folder: Path) -> None:
@@ -265,7 +267,7 @@ def _number_or_traced_number(field: Any) -> Any:
     )
 
 
-def _fail(message: str, status: int = 2) -> NoReturn:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 

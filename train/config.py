@@ -160,6 +160,8 @@ class TrainConfig:
     eval_every: int = 100  # steps
     save_every: int = 500  # steps
     log_every: int = 10  # steps
+    tensorboard: bool = False  # event files beside metrics.jsonl; needs the extra `tensorboard`
+    hang_seconds: float = 600.0  # for a step, a batch or a checkpoint, then the run ends; ten times as long to compile
     checkpoints: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     mesh: MeshConfig = MeshConfig()

@@ -1,6 +1,7 @@
 """An experiment: train under every arm with every seed, probe the frozen features, compare."""
 
 import contextlib
+import functools
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from train.config import Experiment, ProbeConfig
 from train.data import pipeline
 from train.features import extract
 from train.run_folder import claim, provenance, write_json
+from train.watchdog import Watchdog
 from vcreg_jax import Sites
 
 
@@ -46,12 +48,14 @@ def run(config: Experiment, command: str) -> Path:
 def _train_and_probe(config: Experiment, arm: str, sites: Sites, seed: int, directory: Path) -> None:
     trained = loop.train(config.train, sites, seed, directory, f"{arm}, seed {seed}")
     batch_size = config.train.batch_size
-    with jax.set_mesh(trained.mesh):
-        test = loop.evaluate(trained.predict, pipeline.load(config.train.data, "test"), batch_size, trained.mesh)
+    with jax.set_mesh(trained.mesh), Watchdog(config.train.hang_seconds) as watchdog:
+        watchdog.compiled()
+        beat = functools.partial(watchdog.beat, "a batch of features")
+        test = loop.evaluate(trained.predict, pipeline.load(config.train.data, "test"), batch_size, trained.mesh, beat)
         splits = {}
         for name in ("train", "validation", "test"):
             data = pipeline.load(config.train.data, name, config.probe.label)
-            splits[name] = probe.Split(*extract(trained.predict, data, batch_size, trained.mesh))
+            splits[name] = probe.Split(*extract(trained.predict, data, batch_size, trained.mesh, beat))
     train_features = jnp.asarray(splits["train"].features)
     strengths = probe.l2_grid(config.probe.l2_low, config.probe.l2_high, config.probe.l2_count)
     found = _probe(config.probe, splits, data.num_classes, strengths)

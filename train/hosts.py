@@ -3,9 +3,13 @@
 A host is a process of the run: one a machine on TPUs, as a rule one a device on GPUs.
 """
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +50,25 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
             raise
 
 
+@contextlib.contextmanager
+def errors_end_at_once() -> Iterator[None]:
+    """Of several hosts one with an error ends with status 1, and does not wait at the exit for others as JAX would.
+
+    `ValueError` is left to the caller: what is wrong was found on all hosts.
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc(limit=0 if isinstance(error, OSError) else None)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
 def is_first() -> bool:
     """Whether this is the host that prints, and writes what is no checkpoint."""
     return jax.process_index() == 0
@@ -74,8 +97,8 @@ def check_same(describe: Callable[[], Any]) -> None:
     for host, other in enumerate(others, start=1):
         if lines := differences(other["same"], first["same"]):
             raise ValueError(
-                "All hosts of a run need the same config, code and data. Of host 1 (there) and host 0 (here) differ: "
-                f"{'; '.join(lines.values())}.".replace("host 1", f"host {host}")
+                "All hosts of a run need the same config, code and data. "
+                f"Of host {host} (there) and host 0 (here) differ: {'; '.join(lines.values())}."
             )
 
 

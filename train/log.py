@@ -1,10 +1,11 @@
-"""What a run says while it goes: JSON lines in a file, a progress bar on a terminal."""
+"""What a run says while it goes: JSON lines in a file, TensorBoard's curves, a progress bar on a terminal."""
 
+import datetime
 import errno
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,55 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from train.config import TrainConfig
+from train.tensorboard import TensorBoard
+from train.watchdog import Watchdog
+
+
+class RunLog:
+    """All that a training run says: files in `directory`, and the terminal of the first host. A context manager.
+
+    Metrics may still be on the device; more scalars of a step are more keys.
+    """
+
+    def __init__(self, directory: Path, title: str, config: TrainConfig, start_step: int):
+        self._file = MetricsFile(directory / "metrics.jsonl", start_step, config.tensorboard)
+        self._bar = Bar(title, config.steps, start_step)
+        self._rate = Rate(config.batch_size, config.steps)
+
+    def __enter__(self) -> "RunLog":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.__exit__()
+        self._file.close()
+
+    def train(self, step: int, metrics: dict[str, Any]) -> None:
+        """What the training step `step` gave."""
+        metrics = jax.device_get(metrics)  # waits for the step
+        self._rate.update(step)
+        self._file.write(step, "train", metrics | self._rate.measured() | device_memory())
+        self._bar.update(step, f"loss {metrics['loss']:.4f}  {self._rate}")
+
+    def validation(self, step: int, metrics: dict[str, Any]) -> None:
+        """What evaluation gave after `step` steps."""
+        self._file.write(step, "validation", metrics)
+        self._bar.line(step, f"validation accuracy {metrics['accuracy']:.1%}  {self._rate}")
+
+    def warn(self, step: int, warnings: Sequence[str]) -> None:
+        """What a person should know who was not watching."""
+        for text in warnings:
+            self._bar.line(step, f"warning: {text}")
+            self._file.warn(step, text)
+
 
 class MetricsFile:
     """`metrics.jsonl`: one object a line with its `step`. Lines from `start_step` on are dropped when reopened,
     since those steps are about to be taken again."""
 
-    def __init__(self, path: Path, start_step: int):
-        self._path = path
+    def __init__(self, path: Path, start_step: int, tensorboard: bool = False):
+        self._path, self._board = path, None
         if jax.process_index() != 0:
             return
         whole, _, _torn = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
@@ -27,20 +70,30 @@ class MetricsFile:
         partial.write_text("".join(f"{line}\n" for line in kept))
         partial.replace(path)
         self._size, self._unwritten = path.stat().st_size, b""
+        if tensorboard:
+            self._board = TensorBoard(path.parent / "tensorboard", map(json.loads, kept))
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Appends one line; metrics may still be on the device."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._append({"step": step, "split": split, **values})
+        self._append({"step": step, "split": split, "time": time.time(), **values})
 
     def warn(self, step: int, message: str) -> None:
         """Appends a line of the split "warning"."""
-        self._append({"step": step, "split": "warning", "message": message})
+        self._append({"step": step, "split": "warning", "time": time.time(), "message": message})
+
+    def close(self) -> None:
+        """Ends what TensorBoard's files need."""
+        if self._board is not None:
+            self._board.close()
 
     def _append(self, line: dict[str, Any]) -> None:
         """On a full disk lines wait until there is room; of several hosts the first writes."""
         if jax.process_index() != 0:
             return
+        if self._board is not None:
+            self._board.write(line)
+            self._board.flush()
         self._unwritten += json.dumps(line).encode() + b"\n"
         try:
             with self._path.open("r+b") as file:
@@ -55,7 +108,7 @@ class MetricsFile:
 
 
 class Bar:
-    """Progress through the steps of a run with images/s and ETA; without a terminal, a plain line now and then."""
+    """Progress through the steps of a run, on the first host; without a terminal, a plain line now and then."""
 
     def __init__(self, title: str, steps: int, start_step: int):
         self._console = Console(file=sys.stderr)
@@ -75,23 +128,25 @@ class Bar:
         return self
 
     def __exit__(self, *_) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def update(self, step: int, status: str) -> None:
         """Shows that `step` steps are done."""
         self._progress.update(self._task, completed=step, status=status)
 
-    def line(self, text: str) -> None:
-        """Prints a line above the bar, on the first host."""
+    def line(self, step: int, text: str) -> None:
+        """Prints a line above the bar."""
         if jax.process_index() == 0:
-            self._console.print(f"{self._title}  {text}", highlight=False, soft_wrap=True)
+            place = f"{self._title}  step {step}/{self._steps}"
+            self._console.print(f"{place}  {text}", highlight=False, soft_wrap=True)
 
 
 class DataWait:
-    """Batches, and the share of time for which their consumer waited for them."""
+    """Batches, and the share of time for which their consumer waited for them; too long is the watchdog's matter."""
 
-    def __init__(self, batches: Iterator[Any]):
-        self._batches = batches
+    def __init__(self, batches: Iterator[Any], watchdog: Watchdog):
+        self._batches, self._watchdog = batches, watchdog
         self._waited, self._since = 0.0, time.perf_counter()
 
     def __iter__(self) -> Iterator[Any]:
@@ -99,7 +154,9 @@ class DataWait:
 
     def __next__(self) -> Any:
         asked = time.perf_counter()
+        self._watchdog.beat("reading a batch")
         batch = next(self._batches)
+        self._watchdog.beat("a training step")
         self._waited += time.perf_counter() - asked
         return batch
 
@@ -114,18 +171,33 @@ class DataWait:
 class Rate:
     """Images a second between two updates; nothing before the second, since the first interval compiles."""
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
+    def __init__(self, batch_size: int, steps: int):
+        self._batch_size, self._steps = batch_size, steps
         self._last: tuple[int, float] | None = None
-        self._text = ""
+        self._steps_per_second: float | None = None
 
     def update(self, step: int) -> None:
         """Notes that the results of `step` are here."""
         now = time.perf_counter()
         if self._last is not None:
             last_step, last_time = self._last
-            self._text = f"{(step - last_step) * self._batch_size / (now - last_time):,.0f} images/s"
+            self._steps_per_second = (step - last_step) / (now - last_time)
         self._last = step, now
 
+    def measured(self) -> dict[str, float]:
+        """`images_per_second`, once it is known."""
+        return (
+            {} if self._steps_per_second is None else {"images_per_second": self._steps_per_second * self._batch_size}
+        )
+
     def __str__(self) -> str:
-        return self._text
+        if self._last is None or self._steps_per_second is None:
+            return ""
+        left = datetime.timedelta(seconds=round((self._steps - self._last[0]) / self._steps_per_second))
+        return f"{self._steps_per_second * self._batch_size:,.0f} images/s  {left} left"
+
+
+def device_memory() -> dict[str, float]:
+    """`device_memory_gib`, the most that this host's first device has held; nothing where the device does not tell."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {"device_memory_gib": stats["peak_bytes_in_use"] / 2**30} if "peak_bytes_in_use" in stats else {}

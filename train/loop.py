@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,13 @@ from train.augment import check_mix
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import pipeline
-from train.log import Bar, DataWait, MetricsFile, Rate
+from train.log import DataWait, RunLog
 from train.model import Architecture, create_state, structure
-from train.optim import make_optimizer
+from train.optim import learning_rates, make_optimizer
+from train.preemption import Preempted, Preemption
 from train.step import Normalize, State, eval_sums, make_loss, make_predict, make_train_step, weights_to_use
+from train.tensorboard import check_installed
+from train.watchdog import Watchdog
 from vcreg_jax import Sites
 
 Predict = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # images -> (logits, features)
@@ -56,6 +59,8 @@ def prepare(config: TrainConfig, sites: Sites) -> Prepared:
     """
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch_size(config.batch_size, mesh)
+    if config.tensorboard:
+        check_installed()
     check_mix(config.mix, config.batch_size, config.data.repeats)
     data = pipeline.load(config.data, "train")
     validation = pipeline.load(config.data, "validation")
@@ -76,46 +81,54 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
         run.graphdef, run.optimizer, normalize, config.label_smoothing, run.mesh, config.ema, config.mix, config.guard
     )
     predict_with = make_predict(run.graphdef, normalize)
-
+    rates = learning_rates(config.optimizer.schedule, config.steps)
     directory.mkdir(parents=True, exist_ok=True)
     about = resume.description(config, sites, seed, run.mesh, run.data)
-    with jax.set_mesh(run.mesh), Checkpoints(directory / "checkpoints", config.checkpoints, about) as checkpoints:
+    with (
+        jax.set_mesh(run.mesh),
+        Watchdog(config.hang_seconds) as watchdog,
+        Preemption(run.mesh) as preemption,
+        Checkpoints(directory / "checkpoints", config.checkpoints, about) as checkpoints,
+    ):
         state = create_state(run.architecture, run.optimizer, run.mesh, seed, config.ema is not None, config.guard)
         start, warnings = 0, []
         if restored := checkpoints.restore_newest(like=state):
             start, state = restored.step, restored.state
             warnings = [*restored.warnings, *resume.check(start, restored.run, about)]
-        metrics_file = MetricsFile(directory / "metrics.jsonl", start)
-        rows = meshes.host_rows(run.mesh, config.batch_size)
-
-        def batches_from(step: int) -> Iterator[dict[str, jax.Array]]:
-            stream = run.data.train_batches(config.batch_size, seed, step, config.mix.group_size, rows)
-            return device_batches(stream, run.mesh)
-
-        batches = DataWait(batches_from(start))
-        rate = Rate(config.batch_size)
-        with Bar(title, config.steps, start) as bar:
-            warn(bar, metrics_file, start, warnings)
-            for step in range(start, config.steps + 1):
-                last, validation = step == config.steps, {}
-                if last or step % config.eval_every == 0:
-                    predict = functools.partial(predict_with, *weights_to_use(state))
-                    validation = evaluate(predict, run.validation, config.batch_size, run.mesh)
-                    metrics_file.write(step, "validation", validation)
-                    bar.line(f"step {step}/{config.steps}  validation accuracy {validation['accuracy']:.1%}  {rate}")
-                if last or (step % config.save_every == 0 and step > start):
-                    failures = checkpoints.save(step, state, validation, wait=last)
-                    warn(bar, metrics_file, step, failures)
-                if last:
-                    stop_if_stuck(config, run, state, seed, batches_from, directory)
-                    break
-                state, metrics = train_step(state, next(batches), seed)
-                if step % config.log_every == 0:
-                    metrics_file.write(step, "train", metrics | {"data_wait": batches.share()})
-                    rate.update(step)
-                    bar.update(step, f"loss {metrics['loss']:.4f}  {rate}")
-                    stop_if_stuck(config, run, state, seed, batches_from, directory)
+        batches_from = functools.partial(_train_batches, run, config, seed)
+        batches = DataWait(batches_from(start), watchdog)
+        boundary = functools.partial(_boundary, watchdog, preemption)
+        with RunLog(directory, title, config, start) as log:
+            log.warn(step := start, warnings)
+            try:
+                for step in range(start, config.steps + 1):
+                    boundary()
+                    last, validation = step == config.steps, {}
+                    if last or step % config.eval_every == 0:
+                        predict = functools.partial(predict_with, *weights_to_use(state))
+                        validation = evaluate(predict, run.validation, config.batch_size, run.mesh, boundary)
+                        log.validation(step, validation)
+                    if last or (step % config.save_every == 0 and step > start):
+                        log.warn(step, checkpoints.save(step, state, validation, wait=last))
+                    if last:
+                        stop_if_stuck(config, run, state, seed, batches_from, directory)
+                        break
+                    state, metrics = train_step(state, next(batches), seed)
+                    preemption.step_taken()
+                    watchdog.compiled()
+                    if step % config.log_every == 0:
+                        log.train(step, metrics | {"learning_rate": rates[step], "data_wait": batches.share()})
+                        stop_if_stuck(config, run, state, seed, batches_from, directory)
+            except Preempted:
+                log.warn(step, checkpoints.save(step, state, {}, wait=True))
+                raise
     return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), validation["accuracy"])
+
+
+def _boundary(watchdog: Watchdog, preemption: Preemption) -> None:
+    """Between two steps or two evaluated batches: nothing is half done."""
+    watchdog.beat("a step, an evaluated batch or a checkpoint")
+    preemption.check()
 
 
 def stop_if_stuck(
@@ -133,21 +146,26 @@ def stop_if_stuck(
         raise nonfinite.stop(loss_fn, state, next(batches_from(first_step)), seed, first_step, directory)
 
 
-def warn(bar: Bar, metrics_file: MetricsFile, step: int, warnings: Sequence[str]) -> None:
-    """Says what a person should know who was not watching: on the terminal and in `metrics.jsonl`."""
-    for text in warnings:
-        bar.line(f"warning: {text}")
-        metrics_file.warn(step, text)
-
-
-def evaluate(predict: Predict, data: pipeline.Split, batch_size: int, mesh: Mesh) -> dict[str, float]:
-    """Mean loss and accuracy over the whole split, every example counted once."""
+def evaluate(
+    predict: Predict,
+    data: pipeline.Split,
+    batch_size: int,
+    mesh: Mesh,
+    boundary: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Mean loss and accuracy over the whole split, every example counted once; `boundary` is called at every batch."""
     totals = {"loss": 0.0, "accuracy": 0.0, "count": 0.0}
     for batch in device_batches(data.eval_batches(batch_size, meshes.host_rows(mesh, batch_size)), mesh):
+        boundary()
         logits, _ = predict(batch["image"])
         sums = jax.device_get(eval_sums(logits, batch["label"], batch["mask"]))
         totals = {name: totals[name] + float(sums[name]) for name in totals}
     return {name: totals[name] / totals["count"] for name in ("loss", "accuracy")}
+
+
+def _train_batches(run: Prepared, config: TrainConfig, seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
+    rows = meshes.host_rows(run.mesh, config.batch_size)
+    return device_batches(run.data.train_batches(config.batch_size, seed, start, config.mix.group_size, rows), run.mesh)
 
 
 def device_batches(batches: Iterator[pipeline.Batch], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from train.config import MeshConfig
 
 BATCH = PartitionSpec(("data", "fsdp"))
+SMALLEST_TO_SPLIT = 4096  # elements: below, gathering costs more than the memory is worth
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -62,13 +63,13 @@ def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """For every array: its largest axis that divides split over `fsdp`; replicated if none does."""
+    """For every array its largest axis that divides, split over `fsdp`; whole if none does, or if it is small."""
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _over_fsdp(leaf.shape, mesh.shape["fsdp"])), state)
 
 
 def _over_fsdp(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
-    if fsdp == 1 or not divisible or math.prod(shape) == 1:
+    if fsdp == 1 or not divisible or math.prod(shape) < SMALLEST_TO_SPLIT:
         return PartitionSpec()
     largest = max(divisible, key=lambda axis: shape[axis])
     return PartitionSpec(*(None,) * largest, "fsdp")

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -45,6 +46,11 @@ def learning_rate(config: Cosine | StepDecay, steps: int) -> optax.Schedule:
         return peak * jnp.where(t < warmup, rising, falling)
 
     return rate
+
+
+def learning_rates(config: Cosine | StepDecay, steps: int) -> np.ndarray:
+    """`learning_rate` of every step, float32 (steps,), for logs."""
+    return np.broadcast_to(jax.vmap(learning_rate(config, steps))(jnp.arange(steps)), steps)
 
 
 def normalization_parameters(model: nnx.Module) -> frozenset[Path]:

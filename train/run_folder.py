@@ -19,6 +19,7 @@ from train.provenance import commit, hardware
 
 # What is said about a run, where it runs and how it is stored. More seeds may be added to a finished run.
 _FREE = ("seeds", "title", "paper", "notes", "runs_directory", "train.mesh", "train.checkpoints", "train.save_every")
+_FREE += ("train.hang_seconds", "train.tensorboard")
 _FREE += tuple(f"train.data.{name}" for name in ("directory", "reader_threads", "reader_processes"))
 
 

@@ -132,6 +132,7 @@ def make_train_step(
             "loss": loss,
             "accuracy": vc.metrics.correct(logits, labels).mean(),
             "gradient_norm": gradient_norm,
+            "update_norm": jnp.where(take, optax.tree.norm(updates), 0),
             "skipped": guard["skipped"],
         }
         # As the first state lay, so lie all: otherwise the second call would compile anew.

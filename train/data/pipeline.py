@@ -150,7 +150,14 @@ class Split:
             if not absl.flags.FLAGS.is_parsed():
                 absl.flags.FLAGS.mark_as_parsed()  # Grain's processes ask for a flag of a program that has none
             read_ahead = read_ahead.mp_prefetch(grain.MultiprocessingOptions(self.config.reader_processes))
-        return iter(read_ahead)
+        try:
+            yield from read_ahead
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise ChildProcessError(
+                f"A process that reads data has ended ({error}). If memory ran out, set a lower data.reader_processes."
+            ) from error
 
     def _named(self, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[Batch]:
         """The batches; images that were left out of one are logged, once each."""

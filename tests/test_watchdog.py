@@ -1,0 +1,41 @@
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = """
+import sys, threading, time
+from train.watchdog import Watchdog
+
+def reading_from_a_reader_that_is_gone():
+    threading.Event().wait()
+
+with Watchdog(0.5) as watchdog:
+    for step in range(20):
+        watchdog.beat(f"step {step}")
+        time.sleep(0.05)
+    time.sleep(0.8)  # longer than it may last once all is compiled
+    watchdog.compiled()
+    print("went on", flush=True)
+    if sys.argv[1] == "hang":
+        watchdog.beat("reading a batch")
+        reading_from_a_reader_that_is_gone()
+time.sleep(1)
+"""
+
+
+def _run(what):
+    return subprocess.run([sys.executable, "-c", PROGRAM, what], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_a_run_that_hangs_ends_with_status_one_and_says_where():
+    done = _run("hang")
+    assert (done.returncode, done.stdout) == (1, "went on\n")
+    first, *stacks = done.stderr.splitlines()
+    assert first == "error: reading a batch has taken over 0.5 s (hang_seconds); where each thread is:"
+    assert any("in reading_from_a_reader_that_is_gone" in line for line in stacks)
+
+
+def test_a_run_that_goes_on_and_one_that_has_ended_are_left_alone():
+    done = _run("end")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")

@@ -1,0 +1,17 @@
+"""A run that takes seconds, for tests of whole processes: `python -m train run tests/tiny.py`."""
+
+from dataclasses import replace
+
+from configs import digits
+from train.config import Pretraining
+from vcreg_jax import Sites, VCReg
+
+
+def get_config() -> Pretraining:
+    """Twelve steps on digits, logged one by one, evaluated at every fourth and saved at every sixth."""
+    train = digits.get_config().train
+    optimizer = replace(train.optimizer, schedule=replace(train.optimizer.schedule, warmup_steps=2))
+    model = replace(train.model, stochastic_depth=0.3)
+    every = {"log_every": 1, "eval_every": 4, "save_every": 6}
+    train = replace(train, model=model, optimizer=optimizer, steps=12, batch_size=32, hang_seconds=300.0, **every)
+    return Pretraining("tiny", train, {"VCReg": Sites(block=VCReg())})
