@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check clean
+.PHONY: run test check faults clean
 
 run: .venv/train.installed
 	$(BIN)/python -m train run configs/digits.py $(ARGS)
@@ -14,6 +14,14 @@ check: .venv/test.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Minutes of real crashes, damaged files and full disks; the last script needs the right to mount a tmpfs.
+FAULTS ?= runs/faults
+faults: .venv/test.installed
+	$(BIN)/python -m pytest -n 0 -q -s tests/faults
+	for script in kill_during_save crash_and_resume damage_files diverging full_disk; do \
+		$(BIN)/python -m tests.faults.$$script $(FAULTS)/$$script || exit 1; \
+	done
 
 # One stamp an extra: an install is repeated when the requirements change, and only then.
 .venv/%.installed: pyproject.toml constraints.txt
