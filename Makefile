@@ -19,7 +19,7 @@ check: .venv/test.installed
 FAULTS ?= runs/faults
 faults: .venv/test.installed
 	$(BIN)/python -m pytest -n 0 -q -s tests/faults
-	for script in kill_during_save crash_and_resume damage_files diverging full_disk; do \
+	for script in kill_during_save crash_and_resume damage_files damage_on_hosts diverging full_disk; do \
 		$(BIN)/python -m tests.faults.$$script $(FAULTS)/$$script || exit 1; \
 	done
 
