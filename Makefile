@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check docs mine clean
+.PHONY: run test check docs mine faults clean
 
 run: .venv/train.installed
 	$(BIN)/python -m train run configs/digits.py $(ARGS)
@@ -21,6 +21,14 @@ docs: .venv/docs.installed
 # The mutual information of Gaussian pairs, 0 to 8 nats with three critics each: about ten minutes on 2 cores.
 mine: .venv/train.installed
 	$(BIN)/python -m tests.gaussian_pairs
+
+# Minutes of real crashes, damaged files and full disks; the last script needs the right to mount a tmpfs.
+FAULTS ?= runs/faults
+faults: .venv/test.installed
+	$(BIN)/python -m pytest -n 0 -q -s tests/faults
+	for script in kill_during_save crash_and_resume damage_files damage_on_hosts diverging full_disk; do \
+		$(BIN)/python -m tests.faults.$$script $(FAULTS)/$$script || exit 1; \
+	done
 
 # One stamp an extra: an install is repeated when the requirements change, and only then.
 .venv/%.installed: pyproject.toml constraints.txt

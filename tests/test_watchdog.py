@@ -14,6 +14,8 @@ with Watchdog(0.5) as watchdog:
     for step in range(20):
         watchdog.beat(f"step {step}")
         time.sleep(0.05)
+    time.sleep(0.8)  # longer than it may last once all is compiled
+    watchdog.compiled()
     print("went on", flush=True)
     if sys.argv[1] == "hang":
         watchdog.beat("reading a batch")

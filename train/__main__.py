@@ -26,8 +26,8 @@
                               [overrides]     compile the training step for TPUs that are not there: does it fit?
 
 Wrong input ends with one line and exit status 2; --traceback before the command shows where it came from.
-A cross-check that fails, a step that does not fit, a training that comes to numbers that are not finite, and a run of
-which a part has died or hangs end with exit status 1, one that SIGTERM has ended with 143: start it again. On several
+A cross-check that fails, a step that does not fit, a training that comes to numbers that are not finite and a run of
+which a part has died or hangs end with exit status 1; what SIGTERM has ended with 143, to be started again. On several
 hosts the same command runs on each: docs/pods.md.
 """
 

@@ -179,7 +179,7 @@ class TrainConfig:
     monitor_images: int = 0  # training images whose features are probed at every evaluation; `train.monitor`
     diagnose_every: int = 0  # steps between looks into every layer (`train.diagnostics`); 0: never
     tensorboard: bool = False  # event files beside metrics.jsonl; needs the extra `tensorboard`
-    hang_seconds: float = 900.0  # that a step, a batch, a compilation or a checkpoint may take: then the run ends
+    hang_seconds: float = 600.0  # for a step, a batch or a checkpoint, then the run ends; ten times as long to compile
     checkpoints: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     mesh: MeshConfig = MeshConfig()

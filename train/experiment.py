@@ -50,6 +50,7 @@ def _train_and_probe(config: Experiment, arm: str, sites: Sites, seed: int, dire
     trained = loop.train(config.train, sites, seed, directory, f"{arm}, seed {seed}")
     batch_size = config.train.batch_size
     with jax.set_mesh(trained.mesh), Watchdog(config.train.hang_seconds) as watchdog:
+        watchdog.compiled()
         beat = functools.partial(watchdog.beat, "a batch of features")
         test = evaluate(trained.predict, pipeline.load(config.train.data, "test"), batch_size, trained.mesh, beat)
         splits = {}

@@ -65,9 +65,8 @@ def _explained(loss_fn: Loss, state: State, batch: Batch, seed: int) -> dict[str
         return loss, outputs, jax.tree.map(_summary, (gradients, state["params"])), optax.tree.norm(gradients)
 
     loss, outputs, (gradients, params), norm = jax.device_get(look(state, batch, seed))
-    is_summary = {"is_leaf": lambda node: isinstance(node, dict) and "is_finite" in node}
-    of_gradients, _ = jax.tree_util.tree_flatten_with_path(gradients, **is_summary)
-    of_params = jax.tree.leaves(params, **is_summary)
+    of_gradients, _ = jax.tree_util.tree_flatten_with_path(gradients, is_leaf=_is_summary)
+    of_params = jax.tree.leaves(params, is_leaf=_is_summary)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in of_gradients]
     entries = [
         {"parameter": path, **_plain(gradient), "parameter_is_finite": bool(param["is_finite"])}
@@ -92,12 +91,13 @@ def _place(names: list[str], parameter: str) -> int:
     return len(names)
 
 
-def _recording(model: nnx.Module, seen: list[tuple[str, Any]]) -> nnx.Module:
+def _recording(model: Any, seen: list[tuple[str, Any]]) -> nnx.Module:
     """The model, which from now on notes what comes out of each of its layers."""
     for path, module in nnx.iter_modules(model):
         kind, name = type(module), "/".join(map(str, path)) or "the network"
         if callable(module):
-            module.__class__ = type(kind)(kind.__name__, (kind,), {"__call__": _noting(kind, name, seen)})
+            new_type: Any = type(kind)
+            module.__class__ = new_type(kind.__name__, (kind,), {"__call__": _noting(kind, name, seen)})
     if hasattr(model, "remat"):
         model.remat = False  # the same numbers, which would not come out of what is computed twice
     return model
@@ -117,6 +117,10 @@ def _summary(values: Any) -> dict[str, Array]:
     finite = [jnp.isfinite(leaf) for leaf in leaves]
     largest = [jnp.where(ok, jnp.abs(leaf), 0).max() for ok, leaf in zip(finite, leaves, strict=True)]
     return {"is_finite": jnp.stack([ok.all() for ok in finite]).all(), "largest": jnp.stack(largest).max()}
+
+
+def _is_summary(node: Any) -> bool:
+    return isinstance(node, dict) and "is_finite" in node
 
 
 def _plain(summary: Mapping[str, Any]) -> dict[str, Any]:

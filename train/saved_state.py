@@ -11,6 +11,7 @@ import gc
 import hashlib
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -100,8 +101,9 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line."""
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    """An error in one line, without what TensorStore was asked for."""
+    text = re.split(r" \[tensorstore_spec| \[source locations", str(error).strip())[0]
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _check_structure(folder: Path, saved: Mapping[str, Any], wanted: Arrays) -> None:
@@ -130,13 +132,13 @@ def _as_saved(saved: Mapping[str, Any]) -> Arrays:
     }
 
 
-def _read_by_orbax(folder: Path, wanted: Arrays) -> dict[str, jax.Array]:
+def _read_by_orbax(folder: Any, wanted: Arrays) -> dict[str, jax.Array]:
     shapes = {path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for path, a in wanted.items()}
     with _silence():
         try:
             return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(shapes))
         except Exception as error:  # Orbax and TensorStore raise many types, some of them `Exception` itself
-            reason = f"{folder} cannot be read: {first_line(error)}."
+            reason = f"{folder} cannot be read: {first_line(error.__cause__ or error)}."
         gc.collect()  # what is left of the other arrays
     raise CheckpointCorruptError(reason)
 

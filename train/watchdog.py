@@ -10,12 +10,13 @@ import time
 class Watchdog:
     """Ends the process with status 1, after the stacks of all threads, when `beat` is not called for `seconds`.
 
-    A context manager. What hangs without an error: a collective whose other hosts do not answer, a data reader that
-    was stopped, a file system that is gone.
+    A context manager. Until `compiled` is called it waits ten times as long. What hangs without an error: a collective
+    whose other hosts do not answer, a data reader that was stopped, a file system that is gone.
     """
 
     def __init__(self, seconds: float):
-        self._seconds, self._last, self._what = seconds, time.monotonic(), "the start"
+        self._seconds, self._limit = seconds, 10 * seconds
+        self._last, self._what = time.monotonic(), "the start"
         self._done = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -29,12 +30,16 @@ class Watchdog:
         """Notes that things go on, and what comes next."""
         self._last, self._what = time.monotonic(), what
 
+    def compiled(self) -> None:
+        """Notes that from now on everything is quick."""
+        self._last, self._limit = time.monotonic(), self._seconds
+
     def _watch(self) -> None:
-        while not self._done.wait(max(self._last + self._seconds - time.monotonic(), 0.01)):
-            if time.monotonic() - self._last < self._seconds:
+        while not self._done.wait(max(self._last + self._limit - time.monotonic(), 0.01)):
+            if time.monotonic() - self._last < self._limit:
                 continue
             # File descriptors and no Python streams, whose locks the hanging thread may hold.
-            message = f"error: {self._what} has taken over {self._seconds:g} s (hang_seconds); where each thread is:\n"
+            message = f"error: {self._what} has taken over {self._limit:g} s (hang_seconds); where each thread is:\n"
             os.write(sys.stderr.fileno(), message.encode())
             faulthandler.dump_traceback(file=sys.stderr.fileno(), all_threads=True)
             os._exit(1)

@@ -22,10 +22,11 @@ FLIPS = 50
 
 def main(folder: Path) -> None:
     """Prints what became of each kind of damage; fails if arrays come back that are not those that were saved."""
-    victim = Victim(fresh(folder / "damaged"), "--train.steps", "20")
+    victim = Victim(fresh(folder / "damaged"), "--train.steps", "60")
     assert victim.finish() == 0, victim.said()
     whole, copy = victim.checkpoints, folder / "copy"
     older, newest = victim.saved()
+    like = read_arrays(whole / str(older))[0]
     good = {step: _bits(read_arrays(whole / str(step))[0]) for step in (older, newest)}
     files = sorted(path.relative_to(whole) for path in (whole / str(newest)).rglob("*") if path.is_file())
     sizes = {file: (whole / file).stat().st_size for file in files}
@@ -46,7 +47,6 @@ def main(folder: Path) -> None:
             shutil.copytree(whole, copy)
             content = (copy / file).read_bytes()
             (copy / file).unlink() if change is None else (copy / file).write_bytes(change(content, draw))
-            like = {path: array for path, array in read_arrays(whole / str(older))[0].items()}
             with Checkpoints(copy, CheckpointConfig(), {}) as checkpoints:
                 restored = checkpoints.restore_newest(like)
             assert _bits(restored.state) == good[restored.step], f"WRONG NUMBERS after {kind}: {file}"
