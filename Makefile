@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check clean
+.PHONY: run test faults check clean
 
 run: .venv/train.installed
 	$(BIN)/python -m train run configs/digits.py $(ARGS)
 
 test: check
 	$(BIN)/python -m pytest
+
+# Crashes, kills and hangs of whole runs: about twenty minutes.
+faults: .venv/test.installed
+	$(BIN)/python -m pytest tests/faults -n 0 -s
 
 check: .venv/test.installed
 	$(BIN)/ruff check .
