@@ -10,6 +10,10 @@ run: .venv/train.installed
 test: check
 	$(BIN)/python -m pytest
 
+# Crashes, kills and hangs of whole runs: about twenty minutes.
+faults: .venv/test.installed
+	$(BIN)/python -m pytest tests/faults -n 0 -s
+
 check: .venv/test.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

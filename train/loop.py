@@ -20,16 +20,10 @@ from train.diagnostics import Diagnostics
 from train.evaluation import Predict, Trained, device_batches, evaluate
 from train.log import DataWait, RunLog
 from train.model import Architecture, create_state, structure
-<<<<<<< HEAD
 from train.objective import objective
 from train.optim import learning_rates, make_optimizer
 from train.preemption import Preempted, Preemption
 from train.step import Normalize, State, make_loss, make_predict, make_train_step, weights_to_use
-=======
-from train.optim import learning_rates, make_optimizer
-from train.preemption import Preempted, Preemption
-from train.step import Normalize, State, eval_sums, make_loss, make_predict, make_train_step, weights_to_use
->>>>>>> resume
 from train.tensorboard import check_installed
 from train.watchdog import Watchdog
 from vcreg_jax import Sites
@@ -95,19 +89,9 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
         if restored := checkpoints.restore_newest(like=state):
             start, state = restored.step, restored.state
             warnings = [*restored.warnings, *resume.check(start, restored.run, about)]
-<<<<<<< HEAD
         diagnostics = Diagnostics(run.architecture, normalize, objective(config))
         batches = DataWait(_train_batches(run, config, seed, start), watchdog)
-
-        def boundary() -> None:  # between two steps or two evaluated batches
-            watchdog.beat("a step, an evaluated batch or a checkpoint")
-            preemption.check()
-
-=======
-        batches_from = functools.partial(_train_batches, run, config, seed)
-        batches = DataWait(batches_from(start), watchdog)
         boundary = functools.partial(_boundary, watchdog, preemption)
->>>>>>> resume
         with RunLog(directory, title, config, start) as log:
             log.warn(step := start, warnings)
             try:
@@ -116,16 +100,11 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     last, validation = step == config.steps, {}
                     if last or step % config.eval_every == 0:
                         predict = functools.partial(predict_with, *weights_to_use(state))
-<<<<<<< HEAD
                         validation = evaluated(predict, run, config, boundary)
-=======
-                        validation = evaluate(predict, run.validation, config.batch_size, run.mesh, boundary)
->>>>>>> resume
                         log.validation(step, validation)
                     if last or (step % config.save_every == 0 and step > start):
                         log.warn(step, checkpoints.save(step, state, validation, wait=last))
                     if last:
-<<<<<<< HEAD
                         stop_if_stuck(config, run, state, seed, directory)
                         break
                     batch = next(batches)
@@ -133,26 +112,22 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                         diagnostics.look(step, state, batch, seed, log)
                     state, metrics = train_step(state, batch, seed)
                     preemption.step_taken()
-                    if step % config.log_every == 0:
-                        log.train(step, metrics | {"learning_rate": rates[step], "data_wait": batches.share()})
-                        stop_if_stuck(config, run, state, seed, directory)
-=======
-                        stop_if_stuck(config, run, state, seed, batches_from, directory)
-                        break
-                    state, metrics = train_step(state, next(batches), seed)
-                    preemption.step_taken()
                     watchdog.compiled()
                     if step % config.log_every == 0:
                         log.train(step, metrics | {"learning_rate": rates[step], "data_wait": batches.share()})
-                        stop_if_stuck(config, run, state, seed, batches_from, directory)
->>>>>>> resume
+                        stop_if_stuck(config, run, state, seed, directory)
             except Preempted:
                 log.warn(step, checkpoints.save(step, state, {}, wait=True))
                 raise
     return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), validation["accuracy"])
 
 
-<<<<<<< HEAD
+def _boundary(watchdog: Watchdog, preemption: Preemption) -> None:
+    """Between two steps or two evaluated batches: nothing is half done."""
+    watchdog.beat("a step, an evaluated batch or a checkpoint")
+    preemption.check()
+
+
 def evaluated(predict: Predict, run: Prepared, config: TrainConfig, boundary: Callable[[], None]) -> dict[str, float]:
     """What there is to say of the network on validation images; without labels to train on, what its features say."""
     found = {}
@@ -169,44 +144,6 @@ def stop_if_stuck(config: TrainConfig, run: Prepared, state: State, seed: int, d
         loss_fn = make_loss(run.graphdef, Normalize(config.data.mean, config.data.std), objective(config))
         batch = next(_train_batches(run, config, seed, first_step))
         raise nonfinite.stop(loss_fn, state, batch, seed, first_step, directory)
-=======
-def _boundary(watchdog: Watchdog, preemption: Preemption) -> None:
-    """Between two steps or two evaluated batches: nothing is half done."""
-    watchdog.beat("a step, an evaluated batch or a checkpoint")
-    preemption.check()
-
-
-def stop_if_stuck(
-    config: TrainConfig,
-    run: Prepared,
-    state: State,
-    seed: int,
-    batches_from: Callable[[int], Iterator[dict[str, jax.Array]]],
-    directory: Path,
-) -> None:
-    """Raises FloatingPointError, with where it began, when no update has been taken for too long."""
-    if (first_step := nonfinite.first_bad_step(config.guard, state)) is not None:
-        normalize = Normalize(config.data.mean, config.data.std)
-        loss_fn = make_loss(run.graphdef, normalize, config.label_smoothing, config.mix)
-        raise nonfinite.stop(loss_fn, state, next(batches_from(first_step)), seed, first_step, directory)
-
-
-def evaluate(
-    predict: Predict,
-    data: pipeline.Split,
-    batch_size: int,
-    mesh: Mesh,
-    boundary: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Mean loss and accuracy over the whole split, every example counted once; `boundary` is called at every batch."""
-    totals = {"loss": 0.0, "accuracy": 0.0, "count": 0.0}
-    for batch in device_batches(data.eval_batches(batch_size, meshes.host_rows(mesh, batch_size)), mesh):
-        boundary()
-        logits, _ = predict(batch["image"])
-        sums = jax.device_get(eval_sums(logits, batch["label"], batch["mask"]))
-        totals = {name: totals[name] + float(sums[name]) for name in totals}
-    return {name: totals[name] / totals["count"] for name in ("loss", "accuracy")}
->>>>>>> resume
 
 
 def _train_batches(run: Prepared, config: TrainConfig, seed: int, start: int) -> Iterator[dict[str, jax.Array]]:

@@ -112,14 +112,8 @@ def make_train_step(
             after["ema"] = ema.updated(ema_config, state["ema"], weights, state["step"], take)
         metrics |= {
             "loss": loss,
-<<<<<<< HEAD
-            "gradient_norm": gradient_norm,
-            "update_norm": optax.tree.norm(updates),
-=======
-            "accuracy": vc.metrics.correct(logits, labels).mean(),
             "gradient_norm": gradient_norm,
             "update_norm": jnp.where(take, optax.tree.norm(updates), 0),
->>>>>>> resume
             "skipped": guard["skipped"],
         }
         # As the first state lay, so lie all: otherwise the second call would compile anew.
