@@ -17,7 +17,10 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The experiments' lab notes in the place of `<!-- lab notes -->`."""
+    """The experiments' lab notes in the place of `<!-- lab notes -->`, a script in that of `<!-- examples/x.py -->`."""
+    for script in sorted((ROOT / "docs" / "examples").glob("*.py")):
+        code = script.read_text(encoding="utf-8")
+        markdown = markdown.replace(f"<!-- examples/{script.name} -->", f"```python\n{code}```")
     return markdown.replace("<!-- lab notes -->", lab_notes()) if "<!-- lab notes -->" in markdown else markdown
 
 

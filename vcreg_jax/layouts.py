@@ -37,7 +37,7 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
 
     Statistics, counts and penalty are those of the kept rows, in a group scope of each group's own. Rows that are left
     out receive nothing from `reg`, whatever they hold, NaN included; their incoming gradient passes unchanged.
-    With fewer than two kept rows nothing is added, and the penalty is that of constant features.
+    With fewer than two kept rows VCReg and DeCov add nothing, and their penalty is that of constant features.
 
     How: with n of N rows kept, the penalty of VCReg and DeCov is that of N rows which are 0 where left out and
     sqrt((N - 1) / (n - 1)) (DeCov: sqrt(N / n)) times the centred row elsewhere, since these have the kept rows'
