@@ -28,7 +28,7 @@ from train.two_moons import EDGE, GRID, Found, Method, TwoMoons, points, train
 
 _GROUNDS = ("#f3d9c6", "#cfe0ee")  # where the output is negative, and positive
 LEGEND = (
-    "Distance: of the points to their own run's boundary, their mean and the smallest. Sensitivity ratio: mean |df/dx1| "
+    "Distance: of the points to their own run's boundary, the mean and the smallest. Sensitivity ratio: mean |df/dx1| "
     "over mean |df/dx2| at the points, x1 being the axis that separates. Mean ± standard deviation over seeds."
 )
 _POINTS = ("#c65400", "#0072b2")
