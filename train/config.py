@@ -132,7 +132,7 @@ class TrainConfig:
     save_every: int = 500  # steps
     log_every: int = 10  # steps
     keep_checkpoints: int = 1  # the newest ones
-    diagnose_every: int = 0  # steps between looks into every layer (`train.diagnostics`); 0: never
+    diagnose_every: int = 0  # steps between looks into every layer (`train.diagnostics`), 500 in long runs; 0: never
     mesh: MeshConfig = MeshConfig()
 
 
