@@ -28,7 +28,7 @@ from train.two_moons import EDGE, GRID, Found, Method, TwoMoons, points, train
 
 _GROUNDS = ("#f3d9c6", "#cfe0ee")  # where the output is negative, and positive
 LEGEND = (
-    "Distance: mean over the points to the nearest point of their own run's boundary. Sensitivity ratio: mean |df/dx1| "
+    "Distance: of the points to their own run's boundary, the mean and the smallest. Sensitivity ratio: mean |df/dx1| "
     "over mean |df/dx2| at the points, x1 being the axis that separates. Mean ± standard deviation over seeds."
 )
 _POINTS = ("#c65400", "#0072b2")
@@ -49,14 +49,7 @@ def run(config: TwoMoons, command: str) -> FilePath:
         for network, widths in config.networks.items():
             for name, method in config.methods.items():
                 found = _trained(config, method.widths or widths, method, folder / "trained", name)
-                distance = [
-                    mean_distance(values, config, seed, method.rotation)
-                    for values, seed in zip(found.values, config.seeds, strict=True)
-                ]
-                numbers = {"distance": distance, "sensitivity": sensitivity(found.slopes), "accuracy": found.accuracy}
-                rows.append(
-                    {"network": network, "method": name} | {key: list(map(float, x)) for key, x in numbers.items()}
-                )
+                rows.append({"network": network, "method": name, **_numbers(config, method, found)})
                 panels[network, name] = found.values.mean(axis=0)
                 print(line(rows[-1]), flush=True)
     about = provenance(config, command, time.perf_counter() - started)
@@ -65,6 +58,19 @@ def run(config: TwoMoons, command: str) -> FilePath:
     (folder / "figure1.svg").write_text(svg, encoding="utf-8")
     (folder / "report.html").write_text(_page(rows, svg, about), encoding="utf-8")
     return folder
+
+
+def _numbers(config: TwoMoons, method: Method, found: Found) -> dict[str, list[float]]:
+    """Of every seed."""
+    seeds = zip(found.values, config.seeds, strict=True)
+    away = [distances(values, config, seed, method.rotation) for values, seed in seeds]
+    numbers = {
+        "distance": [own.mean() for own in away],
+        "margin": [own.min() for own in away],
+        "sensitivity": sensitivity(found.slopes),
+        "accuracy": found.accuracy,
+    }
+    return {name: list(map(float, values)) for name, values in numbers.items()}
 
 
 def _trained(config: TwoMoons, widths: tuple[int, ...], method: Method, folder: FilePath, name: str) -> Found:
@@ -96,10 +102,11 @@ def boundary(values: NDArray) -> NDArray:
     return np.concatenate(found)
 
 
-def mean_distance(values: NDArray, config: TwoMoons, seed: int, rotation: float = 0.0) -> float:
-    """The mean over one seed's points of their distance to its boundary; NaN where there is none within the grid."""
+def distances(values: NDArray, config: TwoMoons, seed: int, rotation: float = 0.0) -> NDArray:
+    """The distance of each of one seed's points to its boundary (n,); NaN where there is none within the grid."""
     zeros = boundary(values)
-    return float(cKDTree(zeros).query(points(config, seed, rotation)[0])[0].mean()) if len(zeros) else math.nan
+    x, _ = points(config, seed, rotation)
+    return cKDTree(zeros).query(x)[0] if len(zeros) else np.full(len(x), np.nan)
 
 
 def sensitivity(slopes: NDArray) -> NDArray:
@@ -115,9 +122,9 @@ def line(row: Mapping[str, Any]) -> str:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     cells = []
-    for key, form in (("distance", ".3f"), ("sensitivity", ".2f"), ("accuracy", ".3f")):
+    for key, form in (("distance", ".3f"), ("margin", ".3f"), ("sensitivity", ".1f")):
         values = np.asarray(row[key])
-        std = f" ± {values.std(ddof=1):{form}}" if len(values) > 1 and key != "accuracy" else ""
+        std = f" ± {values.std(ddof=1):{form}}" if len(values) > 1 else ""
         cells.append(f"{values.mean():{form}}{std}")
     return cells
 
@@ -127,7 +134,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     networks = list(dict.fromkeys(row["network"] for row in rows))
     names = list(dict.fromkeys(row["method"] for row in rows))
     cells = {(row["network"], row["method"]): _cells(row) for row in rows}
-    headings = [f"{what}, {net}" for net in networks for what in ("distance", "sensitivity ratio", "accuracy")]
+    headings = [f"{what}, {net}" for net in networks for what in ("mean distance", "smallest", "sensitivity ratio")]
     lines = [["method", *headings], ["---", *["---:"] * len(headings)]]
     lines += [[name, *(cell for net in networks for cell in cells[net, name])] for name in names]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -18,6 +18,8 @@ from jaxtyping import Float, Int, Key
 
 Params = dict[str, Any]
 
+_FAR = 5.0  # standard deviations to which inputs are clipped: those never seen in training would decide E[exp T]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -62,10 +64,10 @@ def estimate(
 
     The critic is T(x, z) = a(x)'b(z) + u(x) + v(z), so that a batch's B^2 scores are one product. All four are a
     perceptron's output plus one linear in the inputs, for u and v in their squares (the best critic of jointly Gaussian
-    pairs has that form); inputs are standardised by the training pairs. It climbs E_joint[T] - log E_marginals[exp T]
-    (Belghazi et al., "MINE", arXiv 1801.04062, Eq. 10) along the gradient whose denominator is a moving average of
-    E[exp T], which corrects its bias (Eq. 12), clipped to norm 1. The state with the largest InfoNCE on the last tenth
-    of the training pairs, which it does not train on, is read out:
+    pairs has that form); inputs are standardised by the training pairs and clipped to 5 deviations. It climbs
+    E_joint[T] - log E_marginals[exp T] (Belghazi et al., "MINE", arXiv 1801.04062, Eq. 10) along the gradient whose
+    denominator is a moving average of E[exp T], which corrects its bias (Eq. 12), clipped to norm 1. The state with the
+    largest InfoNCE on the last tenth of the training pairs, which it does not train on, is read out:
 
         mine       E_joint[T] - log E_marginals[exp T]
         smile      the same with T clipped to [-clip, clip] in the second term, T being shifted so that that term was 0
@@ -103,7 +105,8 @@ def estimate(
 
 def _standardised(train: Array, held_out: Array) -> tuple[Array, Array]:
     mean, std = train.mean(axis=0, keepdims=True), train.std(axis=0, keepdims=True)
-    return (train - mean) / jnp.where(std > 0, std, 1), (held_out - mean) / jnp.where(std > 0, std, 1)
+    scale = jnp.where(std > 0, std, 1)
+    return jnp.clip((train - mean) / scale, -_FAR, _FAR), jnp.clip((held_out - mean) / scale, -_FAR, _FAR)
 
 
 def _unstacked(critics: Any) -> list[Any]:
