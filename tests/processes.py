@@ -66,11 +66,11 @@ class Run:
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         return [line for line in lines if line["split"] == split]
 
-    def wait_for(self, step: int, seconds: float = 300.0) -> None:
+    def wait_for(self, step: int, seconds: float = 1200.0) -> None:
         """Returns once the training step is logged."""
         self.wait_until(lambda: any(line["step"] >= step for line in self.lines()), f"step {step}", seconds)
 
-    def wait_until(self, condition, what: str, seconds: float = 300.0) -> None:
+    def wait_until(self, condition, what: str, seconds: float = 1200.0) -> None:
         """Polls; what a run printed that has ended before is the error."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -79,7 +79,7 @@ class Run:
                 raise AssertionError(f"{what} not reached: {ended}\n" + "\n".join(map(self.output, range(len(ended)))))
             time.sleep(0.05)
 
-    def statuses(self, seconds: float = 300.0) -> list[int]:
+    def statuses(self, seconds: float = 1200.0) -> list[int]:
         """How the hosts ended, within that time."""
         deadline = time.monotonic() + seconds
         return [process.wait(max(deadline - time.monotonic(), 0.1)) for process in self.processes]

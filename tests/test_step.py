@@ -43,9 +43,9 @@ def _mesh(data=1, fsdp=1):
     return Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), ("data", "fsdp"))
 
 
-def _one_step(sites, batch, data=1, fsdp=1, seed=3, steps=1, **options):
+def _one_step(sites, batch, seed=3, steps=1, **options):
     """State and metrics after steps of plain SGD at rate 1, and the state before."""
-    mesh = _mesh(data, fsdp)
+    mesh = _mesh()
     optimizer = optax.sgd(0.1)
     graphdef, params, stats = split(_model(sites, **options))
     state = initial_state(params, stats, optimizer)
@@ -90,16 +90,6 @@ def test_a_step_descends_the_task_loss_plus_the_written_out_penalty_of_every_blo
     np.testing.assert_allclose(metrics["loss"], task, rtol=1e-5)  # the task's alone
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (4, 2), (1, 8)])
-def test_three_sgd_steps_on_eight_devices_equal_those_on_one(data, fsdp):
-    sites = vc.Sites(block=REG)
-    _, alone, alone_metrics, _ = _one_step(sites, _batch(), steps=3)
-    _, spread, spread_metrics, _ = _one_step(sites, _batch(), data, fsdp, steps=3)
-    np.testing.assert_allclose(spread_metrics["loss"], alone_metrics["loss"], rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(spread["params"]), jax.tree.leaves(alone["params"]), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
-
-
 def test_the_step_is_compiled_once_and_donates_its_state():
     _, _, _, train_step = _one_step(vc.Sites(), _batch(8), steps=1, seed=11)
     compiled = train_step._cache_size()
@@ -133,14 +123,6 @@ def test_randomness_is_a_function_of_seed_and_step():
     assert len(set(first)) == 3  # another mask at every step
     assert losses(0) == first
     assert set(losses(1)).isdisjoint(first)
-
-
-def test_parameters_are_really_split_over_fsdp():
-    mesh = _mesh(2, 4)
-    state = {"kernel": jnp.zeros((3, 8, 16)), "bias": jnp.zeros((6,)), "step": jnp.zeros(())}
-    placed = jax.device_put(state, meshes.state_shardings(state, mesh))
-    held = {name: leaf.addressable_shards[0].data.shape for name, leaf in placed.items()}
-    assert held == {"kernel": (3, 8, 4), "bias": (6,), "step": ()}
 
 
 def test_prediction_normalises_bytes_as_torchvision_does():

@@ -2,6 +2,8 @@
 
     python -m train run CONFIG [overrides]    train, probe and report; CONFIG is a file under configs/
     python -m train run CONFIG --help         what can be overridden, with types and defaults
+    python -m train run CONFIG --coordinator HOST:PORT --num-processes N --process-id I
+                                              one of several hosts, where JAX does not find them by itself
     python -m train prepare NAME [--from PATH] [--directory runs/data] [--bad-images raise|skip|convert]
                                               a data set from its owner's files, class folders or an .npz file
     python -m train data NAME [--directory runs/data]

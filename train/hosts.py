@@ -63,7 +63,7 @@ def errors_end_at_once() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        traceback.print_exc(limit=0 if isinstance(error, OSError) else None)
+        traceback.print_exc(limit=0 if isinstance(error, OSError | FloatingPointError) else None)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

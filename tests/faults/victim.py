@@ -74,7 +74,8 @@ class Victim:
     def metrics(self) -> list[dict]:
         """What was logged, without times and warnings, in the order of steps."""
         kept = [line for line in self.lines() if line["split"] != "warning"]
-        plain = [{name: value for name, value in line.items() if name != "data_wait"} for line in kept]
+        measured = ("time", "data_wait", "images_per_second")
+        plain = [{name: value for name, value in line.items() if name not in measured} for line in kept]
         return sorted(plain, key=lambda line: (line["step"], line["split"]))
 
 
