@@ -10,10 +10,6 @@ run: .venv/train.installed
 test: check
 	$(BIN)/python -m pytest
 
-# Crashes, kills and hangs of whole runs: about twenty minutes.
-faults: .venv/test.installed
-	$(BIN)/python -m pytest tests/faults -n 0 -s
-
 check: .venv/test.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -26,10 +22,10 @@ docs: .venv/docs.installed
 mine: .venv/train.installed
 	$(BIN)/python -m tests.gaussian_pairs
 
-# Minutes of real crashes, damaged files and full disks; the last script needs the right to mount a tmpfs.
+# Crashes, kills and hangs of whole runs, damaged files, full disks: about half an hour. The last script mounts a tmpfs.
 FAULTS ?= runs/faults
 faults: .venv/test.installed
-	$(BIN)/python -m pytest -n 0 -q -s tests/faults
+	$(BIN)/python -m pytest tests/faults -n 0 -s
 	for script in kill_during_save crash_and_resume damage_files damage_on_hosts diverging full_disk; do \
 		$(BIN)/python -m tests.faults.$$script $(FAULTS)/$$script || exit 1; \
 	done

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,25 @@ from train.step import weights_to_use
 _FILES = ("features.bin", "labels.bin")
 
 
-def stream(predict: Predict, data: Split, batch_size: int, mesh: Mesh) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features float32 (b, d) and labels int32 (b,) of batch after batch of `data`, without padding, on every host."""
+def stream(
+    predict: Predict, data: Split, batch_size: int, mesh: Mesh, boundary: Callable[[], None] = lambda: None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features float32 (b, d) and labels int32 (b,) of batch after batch of `data`, without padding, on every host.
+
+    `boundary` is called at every batch.
+    """
     for batch in device_batches(data.eval_batches(batch_size, host_rows(mesh, batch_size)), mesh):
+        boundary()
         rows = {"features": predict(batch["image"])[1], "label": batch["label"], "mask": batch["mask"]}
         rows = multihost_utils.process_allgather(rows, tiled=True)
         yield rows["features"][rows["mask"]].astype(np.float32), rows["label"][rows["mask"]].astype(np.int32)
 
 
-def extract(predict: Predict, data: Split, batch_size: int, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+def extract(
+    predict: Predict, data: Split, batch_size: int, mesh: Mesh, boundary: Callable[[], None] = lambda: None
+) -> tuple[np.ndarray, np.ndarray]:
     """Features float32 (n, d) and labels int32 (n,) of every example of `data`, in order, on every host, in memory."""
-    features, labels = zip(*stream(predict, data, batch_size, mesh), strict=True)
+    features, labels = zip(*stream(predict, data, batch_size, mesh, boundary), strict=True)
     return np.concatenate(features), np.concatenate(labels)
 
 

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from train import figures
-from train.diagnostics import SPLIT
 
 SHOWN = {
     "effective_rank": "effective rank",
@@ -45,7 +44,7 @@ def read(path: Path) -> Looks:
     """
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        lines = [record for record in records if record["split"] == SPLIT]
+        lines = [record for record in records if record["split"] == "layers"]
         names = [name for name in lines[0] if "/" in name] if lines else []
         return {name: (np.array([r["step"] for r in lines]), np.array([r[name] for r in lines])) for name in names}
     except (ValueError, KeyError) as error:

@@ -130,12 +130,12 @@ def _boundary(watchdog: Watchdog, preemption: Preemption) -> None:
 
 def evaluated(predict: Predict, run: Prepared, config: TrainConfig, boundary: Callable[[], None]) -> dict[str, float]:
     """What there is to say of the network on validation images; without labels to train on, what its features say."""
-    found = {}
-    if config.joint_embedding is None:
-        found = evaluate(predict, run.validation, config.batch_size, run.mesh, boundary)
+    watched = {}
     if config.monitor_images:
-        found |= monitor.watch(predict, run.data, run.validation, config, run.mesh)
-    return {"accuracy": found.get("knn_accuracy")} | found
+        watched = monitor.watch(predict, run.data, run.validation, config, run.mesh, boundary)
+    if config.joint_embedding is not None:
+        return watched | {"accuracy": watched["knn_accuracy"]}
+    return watched | evaluate(predict, run.validation, config.batch_size, run.mesh, boundary)
 
 
 def stop_if_stuck(config: TrainConfig, run: Prepared, state: State, seed: int, directory: Path) -> None:

@@ -33,7 +33,7 @@ class Architecture:
         """The network, freshly initialised."""
         norms = {} if self.config.norm_scope == "global" else {"norm_scope": self.config.norm_scope}
         rngs, dtype = nnx.Rngs(params=jax.random.key(seed)), jnp.dtype(self.config.dtype)
-        network = vc.models.create(
+        network: Any = vc.models.create(
             self.config.name,
             num_classes=self.num_classes,
             in_channels=self.image_shape[-1],
@@ -46,7 +46,8 @@ class Architecture:
         if self.joint_embedding is None:
             return network
         widths, norm_last = self.joint_embedding.projector, self.joint_embedding.norm_last
-        features, network.head = network.head.in_features, None
+        features = network.head.in_features
+        network.head = None
         return Projected(network, Projector(features, widths, norm_last=norm_last, dtype=dtype, rngs=rngs, **norms))
 
 

@@ -1,5 +1,6 @@
 """How features do while a network trains: probes without iterations on a part of the training images."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -15,14 +16,21 @@ from train.features import extract
 SHARES = np.geomspace(1e-4, 1e2, 7)  # strengths of the ridge, in units of the mean eigenvalue of x'x
 
 
-def watch(predict: Predict, train: Split, validation: Split, config: TrainConfig, mesh: Mesh) -> dict[str, float]:
+def watch(
+    predict: Predict,
+    train: Split,
+    validation: Split,
+    config: TrainConfig,
+    mesh: Mesh,
+    boundary: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """Validation accuracy, fractions, of 20 nearest neighbours and of the best of seven ridge regressions.
 
     Both learn from `config.monitor_images` training images, always the same ones. To compare checkpoints with, not to
-    report: the ridge's strength is chosen on what it is measured on.
+    report: the ridge's strength is chosen on what it is measured on. `boundary` is called at every batch.
     """
-    x, y = extract(predict, _part(train, config.monitor_images), config.batch_size, mesh)
-    rows, labels = extract(predict, validation, config.batch_size, mesh)
+    x, y = extract(predict, _part(train, config.monitor_images), config.batch_size, mesh, boundary)
+    rows, labels = extract(predict, validation, config.batch_size, mesh, boundary)
     classes, neighbours = train.num_classes, min(20, len(x))
     nearest = quick_probes.knn(x, y, rows, classes, neighbours)
     unit = float(((x - x.mean(axis=0)) ** 2).mean()) * len(x)

@@ -274,11 +274,10 @@ def load(config: DataConfig, split: str, label: str | None = None) -> Split:
         raise ValueError(f"A second_view needs crop_size={side}, as the first one has, and images not in memory.")
     if config.repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {config.repeats}.")
-    views = [
-        augment and train_transform(augment, config.evaluation) for augment in (config.augment, config.second_view)
-    ]
+    first = train_transform(config.augment, config.evaluation)
+    second = config.second_view and train_transform(config.second_view, config.evaluation)
     evaluated = eval_transform(config.evaluation)
-    return Split(selection, config, image_shape, (height, width, channels), *views, evaluated)
+    return Split(selection, config, image_shape, (height, width, channels), first, second, evaluated)
 
 
 def _evaluated_size(config: DataConfig, selection: Selection) -> tuple[int, int]:
