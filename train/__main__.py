@@ -94,13 +94,14 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
 
     hosts.join(given.coordinator, given.num_processes, given.process_id)
     with preemption.ends_at_once(), hosts.errors_end_at_once():
-        folder = (pretraining if isinstance(config, Pretraining) else experiment).run(config, command)
-        if not hosts.is_first():
-            return
         if isinstance(config, Pretraining):
-            print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
+            folder = pretraining.run(config, command)
+            if hosts.is_first():
+                print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
         else:
-            _report(folder)
+            folder = experiment.run(config, command)
+            if hosts.is_first():
+                _report(folder)
 
 
 def _report(folder: Path) -> None:
