@@ -10,6 +10,7 @@ import vcreg_jax as vc
 from configs import digits
 from train import diagnostics, layers_section, loop
 from train.model import Architecture, abstract_state
+from train.objective import Classification
 from train.step import Normalize, make_train_step, split
 
 REG = vc.VCReg(alpha=1.28, beta=0.16, delta=0.05)

@@ -106,17 +106,16 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
     kinds = {Pretraining: pretraining, Transfer: transfer, TwoMoons: figure1}
     with preemption.ends_at_once(), hosts.errors_end_at_once():
         folder = kinds.get(type(config), experiment).run(config, command)
-        if not hosts.is_first():
-            return
-        match config:
-            case TwoMoons():
-                print(f"\nReport: {folder / 'report.html'}")
-            case Transfer():
-                print(f"Run: {folder}")
-            case Pretraining():
-                print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
-            case _:
-                _report(folder)
+        if hosts.is_first():
+            match config:
+                case TwoMoons():
+                    print(f"\nReport: {folder / 'report.html'}")
+                case Transfer():
+                    print(f"Run: {folder}")
+                case Pretraining():
+                    print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
+                case _:
+                    _report(folder)
 
 
 def _report(folder: Path) -> None:
