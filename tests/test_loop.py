@@ -92,7 +92,16 @@ def test_two_steps_and_two_after_a_crash_equal_four_bit_for_bit(config, tmp_path
     rate = learning_rate(config.optimizer.schedule, config.steps)
     for line in lines:
         if line["split"] == "train":
-            assert line.keys() == {"step", "split", "loss", "accuracy", "gradient_norm", "update_norm", "learning_rate"}
+            assert line.keys() == {
+                "step",
+                "split",
+                "loss",
+                "accuracy",
+                "gradient_norm",
+                "update_norm",
+                "skipped",
+                "learning_rate",
+            }
             np.testing.assert_allclose(line["learning_rate"], rate(line["step"]), rtol=1e-6)
     steps = [(line["step"], line["split"]) for line in lines]
     validations = [(step, "validation") for step in (0, 2, 4)]
