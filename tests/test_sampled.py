@@ -103,6 +103,18 @@ def test_the_backward_pass_adds_the_finite_differences_of_that_penalty(x64, few_
     assert relative_error(added(vc.VCReg(**WEIGHTS, sample=stride), jnp.asarray(h)), expected) < 1e-7
 
 
+@pytest.mark.parametrize(
+    ("shape", "stride", "positions"),
+    [((8, 6, 8, 4), 2, ([0, 2, 4], [0, 2, 4, 6])), ((8, 10, 4), 4, ([0, 4, 8],))],
+    ids=["the stride divides", "it does not"],
+)
+def test_the_gradient_is_added_to_the_incoming_one_where_the_rows_were(x64, few_rows_do, shape, stride, positions):
+    h, incoming = features(shape), features(shape, seed=1)
+    reg = vc.VCReg(alpha=2.0, beta=0.7, delta=0.25, sample=stride)
+    ours = jax.jit(lambda h, incoming: jax.vjp(reg, h)[1](incoming)[0])(h, incoming)
+    assert relative_error(ours - incoming, torch_gradient(h, positions)) < 1e-12
+
+
 def test_rows_that_are_left_out_receive_the_incoming_gradient_bit_for_bit(few_rows_do):
     h, incoming = (jnp.asarray(features((6, 7, 5, 3), seed), jnp.bfloat16) for seed in (0, 1))
     out = np.asarray(jax.vjp(vc.VCReg(sample=2, beta=50.0), h)[1](incoming)[0], np.float32)

@@ -178,6 +178,8 @@ class VCReg:
     def _added_to(self, h: Array, incoming: Array, samples_spec: PartitionSpec | None = None) -> Array:
         if (stride := self._stride(h)) == 1:
             return (incoming + self._gradient(h, samples_spec)).astype(incoming.dtype)
+        # Statistics need no incoming gradient: a compiler may compute them in the forward pass and hold what follows.
+        h, incoming = lax.optimization_barrier((h, incoming))
         return sampling.add_back(incoming, self._gradient_of_kept(h, stride, samples_spec), stride)
 
     def _gradient(self, h: Array, samples_spec: PartitionSpec | None = None) -> Array:
