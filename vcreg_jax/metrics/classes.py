@@ -31,7 +31,7 @@ class ClassMeans(NamedTuple):
     def merge(self, other: "ClassMeans") -> "ClassMeans":
         """Those of both sets of rows together."""
         counts = self.counts + other.counts
-        share = other.counts / np.maximum(counts, 1)
+        share = other.counts / (counts + (counts == 0))
         return ClassMeans(counts, self.means + (other.means - self.means) * share[:, None])
 
 
@@ -98,7 +98,7 @@ def cdnv_of(spread: ClassSpread, centres: Float[Array | np.ndarray, "k d"]) -> F
     """
     if len(centres) < 2:
         raise ValueError(f"CDNV compares pairs of classes, got {len(centres)} class(es).")
-    divisor = np.maximum(1, spread.counts) if isinstance(spread.counts, np.ndarray) else jnp.maximum(spread.counts, 1)
+    divisor = spread.counts + (spread.counts == 0)
     shift = spread.residuals / divisor[:, None]
     means = centres + shift
     means = jnp.asarray(means - means.mean(axis=0)[None])  # in the arrays' own dtype: NumPy's may be wider than JAX's

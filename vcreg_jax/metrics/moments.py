@@ -20,7 +20,7 @@ class Moments(NamedTuple):
     def merge(self, other: "Moments") -> "Moments":
         """Those of both sets of rows together (Chan, Golub & LeVeque 1983, Eq. 2.1), in the arrays' own dtype."""
         count = self.count + other.count
-        share = other.count / np.maximum(count, 1)
+        share = other.count / (count + (count == 0))
         apart = other.mean - self.mean
         between = apart[:, None] * apart[None] * (self.count * share)
         mean = self.mean + apart * share
