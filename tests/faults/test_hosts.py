@@ -154,7 +154,8 @@ def test_hosts_that_are_not_alike_are_refused_on_every_host(tmp_path):
 
 def readers_of(process):
     """The processes that Grain has started for it."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")  # by the thread that started them
+    children = [child for task in tasks for child in task.read_text().split()]
     commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
     return [child for child, command in commands.items() if b"spawn_main" in command]
 
