@@ -8,6 +8,7 @@ from train.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "digits.py")
+ALONE = ("--num-processes", "1")  # JAX may be asked for other hosts only before it has begun to work
 
 
 @pytest.mark.parametrize(
@@ -19,12 +20,15 @@ CONFIG = str(ROOT / "configs" / "digits.py")
         (["run", CONFIG, "--arms.VCReg.block.beta", "x"], "Error parsing --arms.VCReg.block.beta"),
         (["run", CONFIG, "--arms.VCReg.block.beta", "-1"], "VCReg needs beta >= 0, got -1.0"),
         (
-            ["run", CONFIG, "--train.batch-size", "100"],
+            ["run", CONFIG, *ALONE, "--train.batch-size", "100"],
             "batch_size must divide by the 8 devices, got 100. Nearest: 96 or 104.",
         ),
-        (["run", CONFIG, "--train.model.name", "resnet50x"], "Unknown model 'resnet50x'. Did you mean 'resnet50'?"),
-        (["run", CONFIG, "--train.model.name", "vit_b_16"], "224x224"),
-        (["run", CONFIG, "--seeds"], "An experiment needs a seed"),
+        (
+            ["run", CONFIG, *ALONE, "--train.model.name", "resnet50x"],
+            "Unknown model 'resnet50x'. Did you mean 'resnet50'?",
+        ),
+        (["run", CONFIG, *ALONE, "--train.model.name", "vit_b_16"], "224x224"),
+        (["run", CONFIG, *ALONE, "--seeds"], "An experiment needs a seed"),
         (["run", "configs/nothing.py"], "There is no config file configs/nothing.py. Known: "),
         (["run"], "`python -m train run` needs a config file"),
         (

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -17,7 +18,7 @@ from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import pipeline
 from train.diagnostics import Diagnostics
-from train.evaluation import Predict, Trained, device_batches, evaluate
+from train.evaluation import Trained, device_batches, evaluate
 from train.log import DataWait, RunLog
 from train.model import Architecture, create_state, structure
 from train.objective import objective
@@ -99,8 +100,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     boundary()
                     last, validation = step == config.steps, {}
                     if last or step % config.eval_every == 0:
-                        predict = functools.partial(predict_with, *weights_to_use(state))
-                        validation = evaluated(predict, run, config, boundary)
+                        validation = evaluated(predict_with, state, run, config, boundary)
                         log.validation(step, validation)
                     if last or (step % config.save_every == 0 and step > start):
                         log.warn(step, checkpoints.save(step, state, validation, wait=last))
@@ -128,9 +128,11 @@ def _boundary(watchdog: Watchdog, preemption: Preemption) -> None:
     preemption.check()
 
 
-def evaluated(predict: Predict, run: Prepared, config: TrainConfig, boundary: Callable[[], None]) -> dict[str, float]:
+def evaluated(
+    predict_with: Any, state: State, run: Prepared, config: TrainConfig, boundary: Callable[[], None]
+) -> dict[str, float]:
     """What there is to say of the network on validation images; without labels to train on, what its features say."""
-    watched = {}
+    predict, watched = functools.partial(predict_with, *weights_to_use(state)), {}
     if config.monitor_images:
         watched = monitor.watch(predict, run.data, run.validation, config, run.mesh, boundary)
     if config.joint_embedding is not None:

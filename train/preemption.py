@@ -97,16 +97,19 @@ def _listening(act: Callable[[], None]) -> Iterator[None]:
     sender.setblocking(False)
 
     def listen() -> None:
-        while numbers := receiver.recv(1):
-            if numbers[0] == signal.SIGTERM:
-                act()
+        with receiver:
+            while numbers := receiver.recv(1):
+                if numbers[0] == signal.SIGTERM:
+                    act()
 
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # Python then writes the number to the wake-up socket
     woken_before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=listen, daemon=True, name="sigterm").start()
+    listener = threading.Thread(target=listen, daemon=True, name="sigterm")
+    listener.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(woken_before)
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         sender.close()
+        listener.join(timeout=1.0)
