@@ -105,7 +105,7 @@ def test_the_backward_pass_adds_the_finite_differences_of_that_penalty(x64, few_
 
 @pytest.mark.parametrize(
     ("shape", "stride", "positions"),
-    [((8, 6, 8, 4), 2, ([0, 2, 4], [0, 2, 4, 6])), ((8, 10, 4), 4, ([0, 4, 8],))],
+    [((12, 6, 9, 4), 3, ([1, 4], [1, 4, 7])), ((8, 10, 4), 4, ([0, 4, 8],))],
     ids=["the stride divides", "it does not"],
 )
 def test_the_gradient_is_added_to_the_incoming_one_where_the_rows_were(x64, few_rows_do, shape, stride, positions):
