@@ -11,6 +11,7 @@ from train import preflight
 from train.config import DataConfig, MeshConfig, ModelConfig
 from train.data import pipeline
 from train.model import Architecture, create_state, structure
+from train.objective import Classification
 from train.step import Normalize, make_train_step
 
 DATA = DataConfig("synthetic", "label", (0.5,), (0.25,), channels=1, synthetic_size=8, synthetic_classes=2)
@@ -24,7 +25,9 @@ def twenty_steps(data, fsdp):
     mesh = meshes.make_mesh(MeshConfig(data, fsdp), jax.devices()[: data * fsdp])
     architecture = Architecture(ModelConfig("convnext_digits"), 2, (8, 8, 1), SITES)
     state = create_state(architecture, OPTIMIZER, mesh, seed=0)
-    train_step = make_train_step(structure(architecture)[0], OPTIMIZER, Normalize(DATA.mean, DATA.std), 0.1, mesh)
+    train_step = make_train_step(
+        structure(architecture)[0], OPTIMIZER, Normalize(DATA.mean, DATA.std), Classification(0.1), mesh
+    )
     batches, losses = pipeline.load(DATA, "train").train_batches(16, 0, 0), []
     with jax.set_mesh(mesh):
         for _ in range(20):

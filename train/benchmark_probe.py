@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,7 +102,8 @@ def with_sklearn(x: np.ndarray, y: np.ndarray, l2: np.ndarray) -> list[tuple[np.
     """Weights and bias at every strength, by a warm start from the next stronger one, in the order of `l2`."""
     from sklearn.linear_model import LogisticRegression
 
-    model, found = LogisticRegression(solver="lbfgs", warm_start=True, max_iter=SKLEARN_ITERATIONS), []
+    model: Any = LogisticRegression(solver="lbfgs", warm_start=True, max_iter=SKLEARN_ITERATIONS)
+    found = []
     for strength in l2[::-1].tolist():
         model.set_params(C=1 / strength).fit(x, y)
         found.append((model.coef_.T.copy(), model.intercept_.copy()))

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from train import figures, page
 from train.run_folder import claim, provenance, write_json
@@ -106,7 +106,7 @@ def distances(values: NDArray, config: TwoMoons, seed: int, rotation: float = 0.
     """The distance of each of one seed's points to its boundary (n,); NaN where there is none within the grid."""
     zeros = boundary(values)
     x, _ = points(config, seed, rotation)
-    return cKDTree(zeros).query(x)[0] if len(zeros) else np.full(len(x), np.nan)
+    return KDTree(zeros).query(x)[0] if len(zeros) else np.full(len(x), np.nan)
 
 
 def sensitivity(slopes: NDArray) -> NDArray:

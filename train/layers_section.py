@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -73,7 +74,7 @@ def over_time(looks: Mapping[str, Looks], number: str, title: str) -> Figure:
             depth = 0.25 + 0.75 * k / max(len(layers) - 1, 1)
             style = {"color": figures.colour(i), "alpha": depth, "linestyle": "--" if dashed else "-", "linewidth": 1.4}
             axes.plot(steps, values, **style)
-        beside = {"xycoords": "axes fraction", "textcoords": "offset points", "fontweight": "bold"}
+        beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "fontweight": "bold"}
         axes.annotate(arm, (0, 1), (110 * i, 4), color=figures.colour(i), **beside)
     axes.set_title(title, pad=22)
     axes.set_xlabel("step")

@@ -69,7 +69,7 @@ def points(config: TwoMoons, seed: int, rotation: float = 0.0) -> tuple[NDArray,
     Both moons moved apart across their length, every point mirrored to its class's side, and the two coordinates
     exchanged: the first tells the class alone, while the second only bends.
     """
-    x, y = make_moons(config.samples, noise=config.noise, random_state=seed)
+    x, y = map(np.asarray, make_moons(config.samples, noise=config.noise, random_state=seed))
     sign = 2.0 * y - 1.0
     across = x[:, 1] - 0.3 * sign
     across = across - across.mean()

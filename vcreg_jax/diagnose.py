@@ -1,6 +1,6 @@
 """What one layer's features look like to the regularizer: is it collapsing?"""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def diagnose(h: Float[Array, "*samples d"], *, delta: float | None = None, eps: 
         return mean_and_covariance(h, samples_spec=PartitionSpec(*spec[:-1]))[1]
 
     with jax.sharding.use_abstract_mesh(mesh):
-        gathered = jax.sharding.auto_axes(covariance, out_sharding=PartitionSpec())(h)
+        gathered = cast(Array, jax.sharding.auto_axes(covariance, out_sharding=PartitionSpec())(h))
     return diagnose_covariance(gathered, delta=delta, eps=eps)
 
 

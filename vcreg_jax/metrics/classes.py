@@ -50,7 +50,7 @@ class ClassSpread(NamedTuple):
 def class_means(features: Float[Array, "n d"], labels: Int[Array, " n"], num_classes: int) -> ClassMeans:
     """The mean of each class, found in two passes over the rows."""
     first = _means(features, labels, num_classes, jnp.zeros((num_classes, features.shape[-1])))
-    return _means(features, labels, num_classes, first.means)
+    return _means(features, labels, num_classes, jnp.asarray(first.means))
 
 
 def _means(features: Array, labels: Array, num_classes: int, around: Array) -> ClassMeans:
