@@ -35,8 +35,8 @@ def _revived(value: Any, path: Path) -> Any:
     if "class" not in fields:
         return fields
     name = fields.pop("class")
-    made_of: Any = next((getattr(module, name) for module in (config, augment, vc) if hasattr(module, name)), None)
-    if made_of is None or not dataclasses.is_dataclass(made_of):
+    made_of = next((getattr(module, name) for module in (config, augment, vc) if hasattr(module, name)), None)
+    if not (isinstance(made_of, type) and dataclasses.is_dataclass(made_of)):
         raise ValueError(f"{path} holds a {name}, which this version does not know.")
     try:
         return made_of(**fields)
