@@ -78,8 +78,8 @@ def test_results_are_what_sklearn_finds_in_the_features(folder, config):
         scaler = StandardScaler().fit(both := np.concatenate([caches["train"][0], caches["validation"][0]]))
         labels = np.concatenate([caches["train"][1], caches["validation"][1]])
         other = LogisticRegression(C=1 / found["digit"]["l2"], tol=1e-6, max_iter=5000)
-        other.fit(scaler.transform(both).astype(np.float64), labels)
-        accuracy = other.score(scaler.transform(caches["test"][0]).astype(np.float64), caches["test"][1])
+        other.fit(np.asarray(scaler.transform(both), np.float64), labels)
+        accuracy = other.score(np.asarray(scaler.transform(caches["test"][0]), np.float64), caches["test"][1])
         np.testing.assert_allclose(found["digit"]["accuracy"], accuracy, atol=2 / 710)
 
 
