@@ -1,21 +1,22 @@
 """Table 2 in small: pretrained on CIFAR-100's 100 classes, probed on four data sets of other images.
 
 Paper  ResNet-50 on ImageNet, e.g. Cars: none 43.6, DeCov 45.7, WLD-Reg 43.9, VCReg 54.1 %
-Ours   not run
+Ours   CIFAR-10: none 36.23 ± 0.31, DeCov 34.95 ± 0.94, WLD-Reg 35.74 ± 0.95, VCReg 37.30 ± 0.23 % (n = 3)
 Run    python -m train prepare cifar100 --from FOLDER, and likewise cifar10, flowers89, caltech97 and dtd10;
        python -m train run configs/table2_small.py
-Cost   20 runs of about half a minute on one CPU core
+Cost   12 runs of about half a minute on one CPU core
 
 flowers89, caltech97 and dtd10 are parts of Flowers-102, Caltech-101 and DTD at 64x64, brought to 32x32, with splits of
 their own: nothing here compares with published numbers. The network is that of table5_small.py, trained for half as
-many steps. Each column has two candidates, tried with one seed and compared on the targets' validation images, on
-average: none has two weight decays, the others two strengths, one of which is the regularizer's default.
+many steps. No column is tuned on these data: WLD-Reg has its defaults, VCReg the point of the paper's grid that
+table5_small.py chose, and DeCov a hundredth of its default, with which the network learned nothing (0.5 % of the
+validation images after training with seed 0; chance is 1 %).
 """
 
 from dataclasses import replace
 
 from configs import recipes
-from configs.table5_small import NONE, PROBE, STRENGTHS
+from configs.table5_small import PROBE, STRENGTHS
 from configs.table5_small import get_config as table5
 from train.augment import EvalTransformConfig
 from train.config import Candidate, Cosine, DataConfig, Target, Transfer
@@ -44,10 +45,10 @@ TARGETS = {
 
 
 ARMS = {
-    "none": NONE,
-    "DeCov": tuple(Candidate(Sites(features=DeCov(weight))) for weight in (0.1, 1e-3)),
-    "WLD-Reg": tuple(Candidate(Sites(features=WLDReg(weight, weight))) for weight in (1e-3, 1e-4)),
-    "VCReg": tuple(Candidate(Sites(block=reg)) for reg in STRENGTHS),
+    "none": Sites(),
+    "DeCov": Sites(features=DeCov(weight=1e-3)),
+    "WLD-Reg": Sites(features=WLDReg()),
+    "VCReg": Sites(block=STRENGTHS[0]),
 }
 
 
@@ -64,7 +65,7 @@ def get_config() -> Transfer:
             steps=150,
             eval_every=150,
         ),
-        arms=ARMS,
+        arms={arm: (Candidate(sites),) for arm, sites in ARMS.items()},
         targets=TARGETS,
         title="Table 2 in small: CIFAR-100 (10,000 images, 150 steps), then other images at 32 px",
     )

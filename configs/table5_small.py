@@ -1,7 +1,7 @@
 """Table 5 in small: trained on CIFAR-100's 20 superclasses, probed on its 100 classes.
 
 Paper  ConvNeXt-Atto, 200 epochs: 60.7 -> 72.9 %
-Ours   not run
+Ours   16.01 ± 0.60 % with VCReg, 15.55 ± 0.10 % without (n = 3): +0.46 ± 0.35
 Run    python -m train prepare cifar100 --from FOLDER; python -m train run configs/table5_small.py
 Cost   10 runs of about 1 minute on one CPU core
 
@@ -30,7 +30,9 @@ from vcreg_jax import Sites, VCReg
 DATA = replace(
     recipes.CIFAR100_SUPERCLASSES, train_split="train[:10000]", validation_split="train[45000:47500]", test_split="test"
 )
-PROBE = ProbeConfig(label="label", l2_low=0.1, l2_high=1e4, l2_count=11, standardize=True, tolerance=1e-3)
+PROBE = ProbeConfig(
+    label="label", protocol="in small", l2_low=0.1, l2_high=1e4, l2_count=11, standardize=True, tolerance=1e-3
+)
 NONE = tuple(Candidate(weight_decay=weight_decay) for weight_decay in (0.05, 0.5))
 STRENGTHS = (VCReg(alpha=0.64, beta=0.08), VCReg(alpha=1.28, beta=0.16))
 

@@ -1,7 +1,7 @@
 """Table 5 in small on Fashion-MNIST: trained to tell clothing, footwear and bags apart, probed on the ten classes.
 
 Paper  does not have it; its Table 5 gains 5 to 12 points
-Ours   not run
+Ours   77.14 ± 0.66 % with VCReg, 78.05 ± 0.14 % without (n = 3): -0.91 ± 0.39
 Run    apt-get install dataset-fashion-mnist; python -m train prepare fashion_mnist
        python -m train run configs/table5_small_fashion.py
 Cost   about 10 minutes on one CPU core

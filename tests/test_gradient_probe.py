@@ -1,6 +1,7 @@
 """Linear probes by gradient steps against PyTorch's optimizers, each learning rate on its own."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,6 +10,18 @@ import torch
 from train import gradient_probe
 from train.config import SGD, AdamW, GradientProbeConfig
 from train.probe import Split
+
+
+class Rows(NamedTuple):
+    """A split whose fields are NumPy's arrays."""
+
+    features: np.ndarray
+    labels: np.ndarray
+
+
+def select(config, train, val):
+    return gradient_probe.select(config, Split(*train), Split(*val), CLASSES)
+
 
 CLASSES = 4
 ADAMW = GradientProbeConfig(
@@ -23,7 +36,7 @@ def clusters(n, seed, d=9):
     labels = np.random.default_rng(seed + 50).integers(CLASSES, size=n)
     centres = np.random.default_rng(99).normal(size=(CLASSES, d))
     rows = centres[labels] + np.random.default_rng(seed).normal(size=(n, d)) + 1
-    return Split((rows * np.geomspace(2, 0.3, d)).astype(np.float32), labels)
+    return Rows((rows * np.geomspace(2, 0.3, d)).astype(np.float32), labels)
 
 
 def in_torch(config, train, rate):
@@ -55,7 +68,7 @@ def in_torch(config, train, rate):
 @pytest.mark.parametrize("config", [ADAMW, STEPS], ids=["adamw", "sgd"])
 def test_every_learning_rate_ends_where_torch_ends_with_it_alone(config, one_torch_thread):
     train, val, test = clusters(150, 0), clusters(80, 1), clusters(90, 2)
-    found = gradient_probe.select(config, train, val, CLASSES)
+    found = select(config, train, val)
     for i, rate in enumerate(config.learning_rates):
         layer = in_torch(config, train, rate)
         np.testing.assert_allclose(found.heads.weights[:, i], layer.weight.detach().T, rtol=2e-4, atol=2e-5)
@@ -64,7 +77,7 @@ def test_every_learning_rate_ends_where_torch_ends_with_it_alone(config, one_tor
         np.testing.assert_allclose(found.validation_accuracy[i], right.mean())
     best = config.learning_rates[found.best]
     assert found.best == np.argmax(found.validation_accuracy)
-    result = gradient_probe.select_and_test(config, train, val, test, CLASSES)
+    result = gradient_probe.select_and_test(config, Split(*train), Split(*val), Split(*test), CLASSES)
     right = in_torch(config, train, best)(torch.from_numpy(test.features).double()).argmax(1).numpy() == test.labels
     np.testing.assert_allclose(result.test_accuracy, right.mean())
     assert result.learning_rate == best
@@ -74,21 +87,21 @@ def test_every_learning_rate_ends_where_torch_ends_with_it_alone(config, one_tor
 def test_standardized_features_are_those_of_numpy_and_a_constant_one_is_kept_finite():
     train, val = clusters(150, 0), clusters(80, 1)
     train.features[:, 3] = val.features[:, 3] = 7
-    found = gradient_probe.select(replace(ADAMW, standardize=True), train, val, CLASSES)
+    found = select(replace(ADAMW, standardize=True), train, val)
     mean, std = train.features.mean(axis=0), train.features.std(axis=0)
     std[3] = 1
-    by_hand = [Split((split.features - mean) / std, split.labels) for split in (train, val)]
-    other = gradient_probe.select(ADAMW, *by_hand, CLASSES)
+    by_hand = [Rows((split.features - mean) / std, split.labels) for split in (train, val)]
+    other = select(ADAMW, by_hand[0], by_hand[1])
     np.testing.assert_allclose(found.heads.weights, other.heads.weights, rtol=1e-3, atol=1e-4)
 
 
 def test_mean_per_class_weighs_classes_alike():
     train, val = clusters(150, 0), clusters(400, 1)
-    rare = Split(val.features[val.labels > 0], val.labels[val.labels > 0])  # a class is not there at all
-    uneven = Split(np.concatenate([rare.features, val.features[:9]]), np.concatenate([rare.labels, val.labels[:9]]))
+    rare = Rows(val.features[val.labels > 0], val.labels[val.labels > 0])  # a class is not there at all
+    uneven = Rows(np.concatenate([rare.features, val.features[:9]]), np.concatenate([rare.labels, val.labels[:9]]))
     config = replace(ADAMW, metric="mean_per_class")
     for split in (rare, uneven):
-        found = gradient_probe.select(config, train, split, CLASSES)
+        found = select(config, train, split)
         logits = (
             split.features @ np.asarray(found.heads.weights)[:, found.best] + np.asarray(found.heads.bias)[found.best]
         )
@@ -99,16 +112,16 @@ def test_mean_per_class_weighs_classes_alike():
 def test_a_rate_that_diverges_is_not_chosen_and_none_but_such_is_an_error():
     train, val = clusters(150, 0), clusters(80, 1)
     wild = replace(STEPS, rule=SGD(weight_decay=1.0), learning_rates=(1e6, 0.1), epochs=20)
-    assert gradient_probe.select(wild, train, val, CLASSES).best == 1
+    assert select(wild, train, val).best == 1
     with pytest.raises(ValueError, match=r"diverged at every learning rate of \(1000000.0,\). Try smaller ones"):
-        gradient_probe.select(replace(wild, learning_rates=(1e6,)), train, val, CLASSES)
+        select(replace(wild, learning_rates=(1e6,)), train, val)
 
 
 def test_rows_of_a_file_are_read_batch_by_batch(tmp_path):
     train, val = clusters(150, 0), clusters(80, 1)
     train.features.tofile(tmp_path / "rows")
     mapped = np.memmap(tmp_path / "rows", np.float32, "r", shape=train.features.shape)
-    a, b = (gradient_probe.select(ADAMW, Split(rows, train.labels), val, CLASSES) for rows in (mapped, train.features))
+    a, b = (select(ADAMW, Rows(rows, train.labels), val) for rows in (mapped, train.features))
     np.testing.assert_array_equal(a.heads.weights, b.heads.weights)
 
 
@@ -125,4 +138,4 @@ def test_rows_of_a_file_are_read_batch_by_batch(tmp_path):
 )
 def test_bad_input_is_named(changes, train, message):
     with pytest.raises(ValueError, match=message):
-        gradient_probe.select(replace(ADAMW, **changes), train or clusters(50, 0), clusters(50, 1), CLASSES)
+        select(replace(ADAMW, **changes), train or clusters(50, 0), clusters(50, 1))

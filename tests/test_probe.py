@@ -184,6 +184,7 @@ def test_rows_split_over_four_tpus_are_summed_there_and_nothing_else_is_sent():
     ]
     others = [abstract(shape, dtype, whole) for shape, dtype in (((45,), "f4"), ((), "f4"), ((), "i4"))]
     program = lbfgs.solve.lower(*rows, *others, num_classes=10, p=5).compile().as_text()
+    assert program is not None
     sent = re.findall(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", program)
     assert set(sent) == {"all-reduce"}
 

@@ -106,7 +106,7 @@ def with_sklearn(x: np.ndarray, y: np.ndarray, l2: np.ndarray) -> list[tuple[np.
     found = []
     for strength in l2[::-1].tolist():
         model.set_params(C=1 / strength).fit(x, y)
-        found.append((model.coef_.T.copy(), model.intercept_.copy()))
+        found.append((np.array(model.coef_.T), np.array(model.intercept_)))
     return found[::-1]
 
 

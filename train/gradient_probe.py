@@ -172,8 +172,8 @@ def _accuracy(config: GradientProbeConfig, heads: Heads, split: _Rows, mean: Any
 
 
 def _finite(heads: Heads) -> np.ndarray:
-    finite = np.isfinite(np.asarray(heads.weights)).all(axis=(0, 2)) & np.isfinite(np.asarray(heads.bias)).all(axis=1)
-    return np.asarray(finite)
+    weights, bias = np.isfinite(np.asarray(heads.weights)), np.isfinite(np.asarray(heads.bias))
+    return np.logical_and(weights.all(axis=(0, 2)), bias.all(axis=1))
 
 
 def _shuffled(config: GradientProbeConfig, split: _Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:

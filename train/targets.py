@@ -49,15 +49,16 @@ def tested(target: Target, features_of: FeaturesOf) -> dict[str, Any]:
     """What the probe that is best on validation images finds on test images, with the protocol's name."""
     train, val, test = splits = _splits(target, features_of, NAMES)
     about = {
-        "effective_rank": float(vc.metrics.effective_rank(jnp.asarray(splits[0].features))),
+        "effective_rank": float(vc.metrics.effective_rank(jnp.asarray(train.features))),
         "images": [len(np.asarray(split.labels)) for split in splits],
     }
     if isinstance(target.probe, GradientProbeConfig):
         found = gradient_probe.select_and_test(target.probe, train, val, test, _num_classes(target))
         chosen = {"learning_rate": found.learning_rate, "converged": True}  # to its last step, as the protocol has it
     else:
-        arguments = _arguments(target, target.probe)
-        found = probe.select_and_test(train, val, test, protocol=target.probe.protocol, **arguments)
+        found = probe.select_and_test(
+            train, val, test, protocol=target.probe.protocol, **_arguments(target, target.probe)
+        )
         chosen = {"l2": found.l2, "converged": found.converged, "worst_gradient_norm": found.worst_gradient_norm}
     accuracies = {
         "accuracy": found.test_accuracy,
