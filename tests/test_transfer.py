@@ -107,7 +107,7 @@ def test_a_search_that_is_not_fair_is_refused_before_any_work(config, changes, m
     [
         ({"images": (900, 179, 710)}, r"x: the protocol has \(900, 179, 710\) images to train, validate and test"),
         ({"held_out": 1.5}, "held_out must be a share between 0 and 1 or a number of images, got 1.5"),
-        ({"held_out": 88}, "held_out must leave each class an image, got 88 where the fewest are 88"),
+        ({"held_out": 89}, "held_out must leave each class an image, got 89 where the fewest are 89"),
         ({"probe": ProbeConfig("colour")}, "Unknown label of digits: 'colour'"),
     ],
 )
