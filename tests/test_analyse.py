@@ -28,9 +28,11 @@ def folder(tmp_path_factory):
     arms = {"VCReg": vc.Sites(block=vc.VCReg(alpha=1.28, beta=0.16, delta=2.0), features=vc.identity)}
     config = Pretraining("small", train, arms, runs_directory=str(directory))
     run = loop.prepare(train, arms["VCReg"])
-    claim(directory / "small", config)
-    with jax.set_mesh(run.mesh), Checkpoints(directory / "small" / "VCReg" / "seed0" / "checkpoints") as checkpoints:
-        checkpoints.save(6, create_state(run.architecture, run.optimizer, run.mesh, seed=0))
+    with claim(directory / "small", config):
+        pass
+    folder = directory / "small" / "VCReg" / "seed0" / "checkpoints"
+    with jax.set_mesh(run.mesh), Checkpoints(folder, train.checkpoints, {}) as checkpoints:
+        checkpoints.save(6, create_state(run.architecture, run.optimizer, run.mesh, seed=0), {})
     return directory / "small"
 
 

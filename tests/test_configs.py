@@ -9,7 +9,7 @@ from train.config import Experiment, Pretraining, Transfer
 from train.two_moons import TwoMoons
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "recipes"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "recipes", "probes"))
 # Data sets that a fresh machine does not have: random images of the same size, channels and classes stand in.
 NEEDS_FILES = {"fashion_mnist": (28, 1, 10), "imagenet": (256, 3, 1000), "cifar100": (32, 3, 100)}
 

@@ -15,8 +15,8 @@ from configs import digits
 from tests.torch_models import perturbed
 from train.__main__ import main
 from train.checkpoint import Checkpoints
-from train.config import Pretraining
-from train.run_folder import claim, write_json
+from train.config import CheckpointConfig, Pretraining
+from train.run_folder import as_json, claim, write_json
 from train.step import split
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -32,7 +32,8 @@ def run_folder(directory, name: str):
     train = digits.get_config().train
     data = replace(train.data, name="synthetic", mean=MEAN, std=STD, synthetic_size=24, channels=None, in_memory=False)
     train = replace(train, data=data, model=replace(train.model, name=name))
-    claim(directory / "net", Pretraining("net", train, {"VCReg": vc.Sites(block=vc.VCReg(0.5))}))
+    with claim(directory / "net", Pretraining("net", train, {"VCReg": vc.Sites(block=vc.VCReg(0.5))})):
+        pass
     folder = directory / "net" / "VCReg" / "seed0"
     folder.mkdir(parents=True)
     model = nnx.eval_shape(lambda: vc.models.create(name, num_classes=5, rngs=nnx.Rngs(0)))
@@ -41,8 +42,8 @@ def run_folder(directory, name: str):
     else:
         nnx.update(model, jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), nnx.state(model)))
     _, params, batch_stats = split(model)
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(7, {"params": params, "batch_stats": batch_stats, "step": jnp.asarray(7)})
+    with Checkpoints(folder / "checkpoints", CheckpointConfig(), {"train": as_json(train)}) as checkpoints:
+        checkpoints.save(7, {"params": params, "batch_stats": batch_stats, "step": jnp.asarray(7)}, {})
     write_json(folder / "result.json", {"validation_accuracy": 0.912345678})
     write_json(directory / "net" / "pretraining.json", {"commit": "0123abc", "command": "python -m train run net.py"})
     return folder

@@ -32,6 +32,7 @@ PUBLISHED = {  # parameters with 1000 classes, the CIFAR nets with 10
     "resnet44": 658_586,
     "resnet56": 853_018,
     "convnext_digits": None,  # ours
+    "convnext_cifar": None,  # ours
     "convnext_atto": 3_695_520,
     "convnext_femto": 5_217_784,
     "convnext_pico": 9_045_672,

@@ -10,6 +10,7 @@ import pytest
 from tests.tiny_network import Tiny, batch
 from train import nonfinite
 from train.config import GuardConfig
+from train.objective import Classification
 from train.step import Normalize, initial_state, make_loss, split
 
 
@@ -17,7 +18,7 @@ from train.step import Normalize, initial_state, make_loss, split
 def network():
     graphdef, params, stats = split(Tiny(remat=True))
     state = jax.jit(partial(initial_state, params, stats, optax.sgd(0.1)))()
-    return make_loss(graphdef, Normalize((0.3,), (0.4,)), 0.0), state
+    return make_loss(graphdef, Normalize((0.3,), (0.4,)), Classification()), state
 
 
 def _explained(network, tmp_path, scaled=None, by=1.0, loss=None):

@@ -18,8 +18,8 @@ class DataConfig:
     std: tuple[float, ...]
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # of training images
     evaluation: EvalTransformConfig = field(default_factory=EvalTransformConfig)  # and of all where nothing is cropped
-    second_view: AugmentConfig | None = None  # of each training image another one, so changed: for losses of two views
     repeats: int = 1  # times that an epoch takes an image in a row; it has as many examples, so as many fewer images
+    second_view: AugmentConfig | None = None  # of each training image another one, so changed: for losses of two views
     channels: Literal[1, 3] | None = None  # None: as stored
     long_tail: float | None = None  # most over fewest training images of a class; `train.data.views`
     train_split: str = "train"  # TFDS's names, parts such as "train[:90%]" among them

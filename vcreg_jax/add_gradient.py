@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
@@ -60,6 +61,7 @@ def _add_gradient_forward(reg, h):
 
 def _add_gradient_backward(residuals, incoming):
     reg, h = residuals
+    incoming = jnp.asarray(incoming)  # whoever pulls back by hand may have NumPy's
     if isinstance(reg, AddsItself):
         return None, reg.added_to(incoming, h)
     return None, (incoming + reg.gradient(h)).astype(h.dtype)
