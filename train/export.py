@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from train.config import DataConfig
 from train.convert import convert, load_checkpoint
 from train.run_folder import versions, write_json
 from train.step import Normalize, split
@@ -117,14 +116,12 @@ def image_shape(run: Run, size: int | None = None) -> tuple[int, int, int]:
     known = size or getattr(run.model, "image_size", None) or data["evaluation"]["crop"]
     if known:
         return known, known, channels
-    from train.augment import EvalTransformConfig
+    from train import saved_config
     from train.data import pipeline
 
-    evaluation = {key: value for key, value in data["evaluation"].items() if key != "class"}
-    plain = {key: value for key, value in data.items() if key not in ("class", "augment", "evaluation")}
     try:
-        as_it_was = DataConfig(**plain, evaluation=EvalTransformConfig(**evaluation))
-        return pipeline.load(as_it_was, "test").eval_shape
+        config = saved_config.load(run.folder.absolute().parents[1])
+        return pipeline.load(config.train.data, "test").eval_shape
     except (ValueError, OSError) as error:
         raise ValueError(
             f"How large are the images? Give --image-size: the run's data set does not say ({error})"

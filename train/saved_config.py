@@ -9,7 +9,7 @@ import vcreg_jax as vc
 from train import augment, config
 
 
-def load(folder: Path) -> config.Experiment | config.Pretraining:
+def load(folder: Path) -> config.Experiment | config.Pretraining | config.Transfer:
     """What `train.run_folder.claim` wrote into `folder`.
 
     Raises:
@@ -19,7 +19,7 @@ def load(folder: Path) -> config.Experiment | config.Pretraining:
     if not path.is_file():
         raise ValueError(f"{path} is missing: give the folder of a run, such as runs/digits.")
     found = _revived(json.loads(path.read_text()), path)
-    if not isinstance(found, config.Experiment | config.Pretraining):
+    if not isinstance(found, config.Experiment | config.Pretraining | config.Transfer):
         raise ValueError(f"{path} is of a {type(found).__name__}, which trains no network on images.")
     return found
 
