@@ -108,13 +108,12 @@ def test_the_step_is_compiled_once_and_donates_its_state():
 
 
 def test_randomness_is_a_function_of_seed_and_step():
+    mesh, optimizer = _mesh(), optax.sgd(0.0)  # the same parameters at every step
+    graphdef, params, stats = split(_model(vc.Sites(), stochastic_depth=0.5))
+    step = make_train_step(graphdef, optimizer, NORMALIZE, Classification(), mesh)
+
     def losses(seed):
-        mesh = _mesh()
-        optimizer = optax.sgd(0.0)  # the same parameters at every step
-        graphdef, params, stats = split(_model(vc.Sites(), stochastic_depth=0.5))
-        state = initial_state(params, stats, optimizer)
-        step = make_train_step(graphdef, optimizer, NORMALIZE, Classification(), mesh)
-        found = []
+        state, found = initial_state(*jax.tree.map(jnp.copy, (params, stats)), optimizer), []
         for _ in range(3):
             state, metrics = step(state, meshes.to_devices(_batch(), mesh), seed)
             found.append(float(metrics["loss"]))
