@@ -35,7 +35,7 @@ class Watchdog:
         self._last, self._limit = time.monotonic(), self._seconds
 
     def _watch(self) -> None:
-        while not self._done.wait(max(self._last + self._limit - time.monotonic(), 0.01)):
+        while not self._done.wait(min(1.0, self._seconds / 10)):  # in short waits, for the limit may fall meanwhile
             if time.monotonic() - self._last < self._limit:
                 continue
             # File descriptors and no Python streams, whose locks the hanging thread may hold.

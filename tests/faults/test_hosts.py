@@ -170,8 +170,9 @@ def test_a_killed_reader_process_is_one_clear_line(tmp_path):
         (reader,) = readers_of(run.processes[0])
         os.kill(reader, signal.SIGKILL)
         assert run.statuses(60) == [1]
-    last = run.output().strip().splitlines()[-1]
-    assert last.startswith("error: A process that reads data has ended")
+    errors = [line for line in run.output().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: A process that reads data has ended")
+    assert "Traceback" not in run.output()
 
 
 def test_a_stopped_reader_process_is_noticed(tmp_path):
