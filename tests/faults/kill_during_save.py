@@ -20,7 +20,8 @@ LONGEST = 0.5  # seconds from the first sign of a save to the kill; a save takes
 def main(folder: Path) -> None:
     """Prints a line for each kill and, at the end, what was compared; fails if anything differs."""
     draw = random.Random(0)
-    straight, killed = Victim(fresh(folder / "unkilled")), Victim(fresh(folder / "killed"))
+    options = ("--train.steps", "600")  # a save every 10; a kill lets up to a handful go by
+    straight, killed = Victim(fresh(folder / "unkilled"), *options), Victim(fresh(folder / "killed"), *options)
     assert straight.finish() == 0, straight.said()
     moments = collections.Counter()
     for trial in range(1, TRIALS + 1):
