@@ -18,7 +18,7 @@ check: .venv/test.installed
 docs: .venv/docs.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet # the variable: without the theme's note on its successor
 
-# The mutual information of Gaussian pairs, 0 to 8 nats with three critics each: about ten minutes on 2 cores.
+# The mutual information of Gaussian pairs, 0 to 8 nats with three critics each: about three minutes on 2 cores.
 mine: .venv/train.installed
 	$(BIN)/python -m tests.gaussian_pairs
 
