@@ -11,17 +11,8 @@ alpha and beta are those of table2_small.py at every place; "blocks" is its colu
 from dataclasses import replace
 
 from configs.table2_small import get_config as table2
-from configs.table5_small import STRENGTHS
+from configs.table7_placement import PLACES
 from train.config import Candidate, Transfer
-from vcreg_jax import Sites
-
-REG = STRENGTHS[0]
-PLACES = {
-    "features": Sites(features=REG),
-    "blocks": Sites(block=REG),
-    "downsampling": Sites(downsample=REG),
-    "blocks and downsampling": Sites(block=REG, downsample=REG),
-}
 
 
 def get_config() -> Transfer:

@@ -1,6 +1,5 @@
 """An experiment: train under every arm with every seed, probe the frozen features, compare."""
 
-import contextlib
 import functools
 import sys
 import time
@@ -17,7 +16,7 @@ from train.config import Experiment, ProbeConfig
 from train.data import pipeline
 from train.evaluation import evaluate
 from train.features import extract
-from train.run_folder import claim, provenance, write_json
+from train.run_folder import provenance, write_json
 from train.watchdog import Watchdog
 from vcreg_jax import Sites
 
@@ -33,14 +32,9 @@ def run(config: Experiment, command: str) -> Path:
     """
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
-    hosts.check_same(lambda: _checked(config))
-    with contextlib.ExitStack() as ours:
-        hosts.check_same(lambda: ours.enter_context(claim(folder, config)))
-        for seed in config.seeds:
-            for arm, sites in config.arms.items():
-                directory = folder / arm / f"seed{seed}"
-                if not hosts.first_says((directory / "result.json").exists()):
-                    _train_and_probe(config, arm, sites, seed, directory)
+    with hosts.claimed(folder, config, lambda: _checked(config)):
+        for arm, seed, directory in hosts.unfinished(folder, config.arms, config.seeds):
+            _train_and_probe(config, arm, config.arms[arm], seed, directory)
     seconds = time.perf_counter() - started
     write_json(folder / "experiment.json", _description(config, command, seconds))
     return folder

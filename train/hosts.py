@@ -4,12 +4,14 @@ A host is a process of the run: one a machine on TPUs, as a rule one a device on
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from train.data.pipeline import Split
 from train.provenance import sources
-from train.run_folder import as_json, differences, software
+from train.run_folder import as_json, claim, differences, software
 
 
 def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:
@@ -100,6 +102,24 @@ def check_same(describe: Callable[[], Any]) -> None:
                 "All hosts of a run need the same config, code and data. "
                 f"Of host {host} (there) and host 0 (here) differ: {'; '.join(lines.values())}."
             )
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, config: Any, checked: Callable[[], Any]) -> Iterator[None]:
+    """Keeps the folder to this run, once `checked` has found the config in order and the same on all hosts; raises as
+    `check_same`."""
+    check_same(checked)
+    with contextlib.ExitStack() as ours:
+        check_same(lambda: ours.enter_context(claim(folder, config)))
+        yield
+
+
+def unfinished(folder: Path, arms: Iterable[str], seeds: Iterable[int]) -> Iterator[tuple[str, int, Path]]:
+    """Arm, seed and folder of each run that has no result yet, all arms of a seed before the next seed."""
+    for seed, arm in itertools.product(seeds, arms):
+        directory = folder / arm / f"seed{seed}"
+        if not first_says((directory / "result.json").exists()):
+            yield arm, seed, directory
 
 
 def description(config: Any, data: Sequence[Split]) -> dict[str, Any]:

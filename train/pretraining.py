@@ -1,6 +1,5 @@
 """Pretraining: train under every arm with every seed, and say how well each does on validation images."""
 
-import contextlib
 import json
 import statistics
 import time
@@ -10,7 +9,7 @@ from typing import Any
 from train import hosts, loop
 from train.config import Pretraining
 from train.data import pipeline
-from train.run_folder import claim, provenance, write_json
+from train.run_folder import provenance, write_json
 
 
 def run(config: Pretraining, command: str) -> Path:
@@ -24,15 +23,10 @@ def run(config: Pretraining, command: str) -> Path:
     """
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
-    hosts.check_same(lambda: _checked(config))
-    with contextlib.ExitStack() as ours:
-        hosts.check_same(lambda: ours.enter_context(claim(folder, config)))
-        for seed in config.seeds:
-            for arm, sites in config.arms.items():
-                directory = folder / arm / f"seed{seed}"
-                if not hosts.first_says((directory / "result.json").exists()):
-                    trained = loop.train(config.train, sites, seed, directory, f"{arm}, seed {seed}")
-                    write_json(directory / "result.json", {"validation_accuracy": trained.validation_accuracy})
+    with hosts.claimed(folder, config, lambda: _checked(config)):
+        for arm, seed, directory in hosts.unfinished(folder, config.arms, config.seeds):
+            trained = loop.train(config.train, config.arms[arm], seed, directory, f"{arm}, seed {seed}")
+            write_json(directory / "result.json", {"validation_accuracy": trained.validation_accuracy})
     seconds = time.perf_counter() - started
     write_json(folder / "pretraining.json", {"name": config.name, **provenance(config, command, seconds)})
     return folder

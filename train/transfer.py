@@ -1,6 +1,5 @@
 """Transfer: pretrain under every arm with every seed, then probe the frozen features on every target."""
 
-import contextlib
 import functools
 import json
 import sys
@@ -17,7 +16,7 @@ from train.config import Candidate, TrainConfig, Transfer
 from train.data import pipeline
 from train.evaluation import Trained, evaluate
 from train.features import cached
-from train.run_folder import claim, provenance, write_json
+from train.run_folder import provenance, write_json
 from train.targets import FeaturesOf
 
 
@@ -33,15 +32,10 @@ def run(config: Transfer, command: str) -> Path:
     """
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
-    hosts.check_same(lambda: _checked(config))
-    with contextlib.ExitStack() as ours:
-        hosts.check_same(lambda: ours.enter_context(claim(folder, config)))
+    with hosts.claimed(folder, config, lambda: _checked(config)):
         chosen = {arm: _chosen(config, arm, folder / arm) for arm in config.arms}
-        for seed in config.seeds:
-            for arm, candidate in chosen.items():
-                directory = folder / arm / f"seed{seed}"
-                if not hosts.first_says((directory / "result.json").exists()):
-                    write_json(directory / "result.json", _tested(config, arm, candidate, seed, directory))
+        for arm, seed, directory in hosts.unfinished(folder, config.arms, config.seeds):
+            write_json(directory / "result.json", _tested(config, arm, chosen[arm], seed, directory))
     seconds = time.perf_counter() - started
     write_json(folder / "transfer.json", {"name": config.name, **provenance(config, command, seconds)})
     return folder
