@@ -33,17 +33,6 @@ class Penalty(Regularizer, Protocol):
         ...
 
 
-@runtime_checkable
-class AddsItself(Penalty, Protocol):
-    """A penalty whose gradient is cheaper to add than to write out, being zero in many rows."""
-
-    def added_to(
-        self, incoming: Float[Array, "*samples d"], h: Float[Array, "*samples d"]
-    ) -> Float[Array, "*samples d"]:
-        """`incoming + gradient(h)`, in the dtype of `incoming`."""
-        ...
-
-
 @jax.custom_vjp
 def add_gradient(reg: Penalty, h: Float[Array, "*samples d"]) -> Float[Array, "*samples d"]:
     """`h` itself; the backward pass adds `reg.gradient(h)` to the incoming gradient.
@@ -62,8 +51,6 @@ def _add_gradient_forward(reg, h):
 def _add_gradient_backward(residuals, incoming):
     reg, h = residuals
     incoming = jnp.asarray(incoming)  # whoever pulls back by hand may have NumPy's
-    if isinstance(reg, AddsItself):
-        return None, reg.added_to(incoming, h)
     return None, (incoming + reg.gradient(h)).astype(h.dtype)
 
 

@@ -9,7 +9,6 @@ Paper: "Variance-Covariance Regularization Improves Representation Learning" (ar
 import functools
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -166,33 +165,25 @@ class VCReg:
         return self.alpha * variance_term + self.beta * scale * costs.sum() / (d * (d - 1))
 
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h)` in closed form, in float32 or wider."""
-        return _over_auto_axes(self._gradient, h)
-
-    def added_to(
-        self, incoming: Float[Array, "*samples d"], h: Float[Array, "*samples d"], /
-    ) -> Float[Array, "*samples d"]:
-        """`incoming + gradient(h)` in the dtype of `incoming`, which is what the backward pass returns."""
-        return _over_auto_axes(self._added_to, h, incoming)
-
-    def _added_to(self, h: Array, incoming: Array, samples_spec: PartitionSpec | None = None) -> Array:
-        if (stride := self._stride(h)) == 1:
-            return (incoming + self._gradient(h, samples_spec)).astype(incoming.dtype)
-        # Statistics need no incoming gradient: a compiler may compute them in the forward pass and hold what follows.
-        h, incoming = lax.optimization_barrier((h, incoming))
-        return sampling.add_back(incoming, self._gradient_of_kept(h, stride, samples_spec), stride)
+        """The gradient of `penalty(h)` in closed form, in float32 or wider; of a sample in the dtype of `h`."""
+        if (split := explicit_sharding(h)) is None:
+            return self._gradient(h)
+        # Explicit axes leave a contraction over a split axis to the author; here the compiler may choose.
+        mesh, spec = split
+        gradient = functools.partial(self._gradient, samples_spec=PartitionSpec(*spec[:-1]))
+        with jax.sharding.use_abstract_mesh(mesh):
+            return cast(Array, jax.sharding.auto_axes(gradient, out_sharding=spec)(h))
 
     def _gradient(self, h: Array, samples_spec: PartitionSpec | None = None) -> Array:
         if (stride := self._stride(h)) > 1:
-            return sampling.put_back(self._gradient_of_kept(h, stride, samples_spec), h.shape, stride)
+            rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
+            of_kept = replace(self, sample=1)._gradient(sampling.keep(h, stride), rows)
+            # A TPU writes the whole map to memory: not in float32, since the sum with the incoming gradient is rounded.
+            return sampling.put_back(of_kept.astype(h.dtype), h.shape, stride)
         if self.scope == "global":
             return self._gradient_of(h, shard_axes(h), samples_spec)
         one_group = functools.partial(self._gradient_of, axes=(), samples_spec=PartitionSpec())
         return map_groups(one_group, h, self.scope, samples_spec) / self.scope
-
-    def _gradient_of_kept(self, h: Array, stride: int, samples_spec: PartitionSpec | None) -> Array:
-        rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
-        return replace(self, sample=1)._gradient(sampling.keep(h, stride), rows)
 
     def _gradient_of(self, h: Array, axes: tuple[str, ...], samples_spec: PartitionSpec | None) -> Array:
         n = num_samples(h, axes)
@@ -211,14 +202,16 @@ class VCReg:
     def _pull(self, cov: Array, n: int) -> Array:
         """M, the symmetric matrix with `gradient = x @ M`, from the covariance of n samples."""
         d = cov.shape[-1]
-        variances = jnp.diagonal(cov) + self.eps
+        on_diagonal = jnp.eye(d, dtype=bool)
+        # Elementwise, since a diagonal taken out would be a kernel of its own on accelerators, and so what follows it.
+        variances = jnp.where(on_diagonal, cov + self.eps, 1.0)
         hinge = jnp.where(variances < 1.0, lax.rsqrt(variances), 0.0)
         # Divisors are floats: as integers, those of 400,000 samples would overflow int32.
         to_unit_variance = jnp.asarray(self.alpha, cov.dtype) / float(d * (n - 1)) * hinge
         scale = 1 if self.paper_scale else n - 1
         off = cov if self.delta is None else jnp.clip(cov, -self.delta, self.delta)
         to_zero_covariance = 4 * jnp.asarray(self.beta, cov.dtype) / float(max(d * (d - 1), 1) * scale) * off
-        return jnp.where(jnp.eye(d, dtype=bool), -to_unit_variance[:, None], to_zero_covariance)
+        return jnp.where(on_diagonal, -to_unit_variance, to_zero_covariance)
 
 
 @pytree("reg")
@@ -243,17 +236,6 @@ class explicit:  # noqa: N801 - reads as a function of a regularizer, `explicit(
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
         """`jax.grad(reg.penalty)(h)`."""
         return jax.grad(self.reg.penalty)(h)
-
-
-def _over_auto_axes(function: Callable[..., Array], h: Array, *like_h: Array) -> Array:
-    """`function(h, *like_h)`, of an array with explicit axes over auto ones and told how its samples are split."""
-    if (split := explicit_sharding(h)) is None:
-        return function(h, *like_h)
-    # Explicit axes leave a contraction over a split axis to the author; here the compiler may choose.
-    mesh, spec = split
-    told = functools.partial(function, samples_spec=PartitionSpec(*spec[:-1]))
-    with jax.sharding.use_abstract_mesh(mesh):
-        return cast(Array, jax.sharding.auto_axes(told, out_sharding=spec)(h, *like_h))
 
 
 def _check(h: Array, scope: Literal["global"] | int) -> None:

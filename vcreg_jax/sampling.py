@@ -49,23 +49,5 @@ def put_back(
     return lax.pad(kept, jnp.zeros((), kept.dtype), (*padding, (0, 0, 0)))
 
 
-def add_back(
-    whole: Float[Array, "batch *positions d"], kept: Float[Array, "batch *kept d"], stride: int
-) -> Float[Array, "batch *positions d"]:
-    """`whole + put_back(kept, whole.shape, stride)`; only what is kept is read and written where the stride divides.
-
-    A compiler does not see by itself that the zeros need not be written: it held such maps from the forward pass on.
-    """
-    batch, *positions, d = whole.shape
-    if any(size % stride for size in positions):
-        return whole + put_back(kept.astype(whole.dtype), whole.shape, stride)
-    # Each axis of positions as two, of blocks and within them; of the latter a slice of one index is kept.
-    in_blocks = whole.reshape(batch, *(part for size in positions for part in (size // stride, stride)), d)
-    starts = (0, *(start for size in positions for start in (0, _first(size, stride))), 0)
-    kept = jnp.expand_dims(kept, tuple(range(2, 2 * len(positions) + 1, 2)))
-    total = lax.dynamic_slice(in_blocks, starts, kept.shape) + kept
-    return lax.dynamic_update_slice(in_blocks, total.astype(whole.dtype), starts).reshape(whole.shape)
-
-
 def _first(size: int, stride: int) -> int:
     return max(size - 1, 0) % stride // 2
