@@ -182,8 +182,9 @@ class VCReg:
             return sampling.put_back(of_kept.astype(h.dtype), h.shape, stride)
         if self.scope == "global":
             return self._gradient_of(h, shard_axes(h), samples_spec)
-        one_group = functools.partial(self._gradient_of, axes=(), samples_spec=PartitionSpec())
-        return map_groups(one_group, h, self.scope, samples_spec) / self.scope
+        share = self.scaled(1 / self.scope)  # by its weights: every row would otherwise be divided
+        one_group = functools.partial(share._gradient_of, axes=(), samples_spec=PartitionSpec())
+        return map_groups(one_group, h, self.scope, samples_spec)
 
     def _gradient_of(self, h: Array, axes: tuple[str, ...], samples_spec: PartitionSpec | None) -> Array:
         n = num_samples(h, axes)
