@@ -1,13 +1,26 @@
 """Eight virtual devices, strict broadcasting, and PyTorch's models on a CPU build."""
 
+import os
+
 import jax
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most tests compile much and compute little: half the time. Those marked `optimized` compile as users do.
+# Most tests compile much and compute little: half the time. Those marked `optimized` compile with optimizations.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def _start_with_the_older_fusion_emitters():
+    """XLA's newer ones take twice as long to compile. Flags count when JAX starts; what tests start has none of them."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+    jax.devices()
+    os.environ["XLA_FLAGS"] = flags
+
+
+_start_with_the_older_fusion_emitters()
 
 
 def _declare_torchvision_operators():
