@@ -13,7 +13,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 
 def _start_with_the_older_fusion_emitters():
-    """XLA's newer ones take twice as long to compile. Flags count when JAX starts; what tests start has none of them."""
+    """XLA's newer ones compile twice as long. Flags count when JAX starts; processes that tests start have none."""
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
     jax.devices()
