@@ -191,7 +191,8 @@ class VCReg:
         if n < 2:
             return jnp.zeros(h.shape, statistics_dtype(h))
         mean, cov = mean_and_covariance(h, axes, samples_spec)
-        pull = self._pull(cov, n).astype(h.dtype)
+        # Written out once: TPUs would compute it anew with every tile of rows that it is multiplied with.
+        pull = lax.optimization_barrier(self._pull(cov, n).astype(h.dtype))
         over_features = (((h.ndim - 1,), (0,)), ((), ()))
         return lax.dot_general(centred(h, mean), pull, over_features, preferred_element_type=cov.dtype)
 
