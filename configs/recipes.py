@@ -19,7 +19,6 @@ from train.config import (
     Cosine,
     DataConfig,
     EMAConfig,
-    Grid,
     JointEmbedding,
     ModelConfig,
     OptimizerConfig,
@@ -179,32 +178,6 @@ def resnet32_long_tail(data: DataConfig, images: int, peak_learning_rate: float 
 def long_tail_images(classes: int, largest: int, ratio: float = 100.0) -> int:
     """How many images a long tail has, the largest of its classes having `largest`."""
     return sum(int(largest * (1 / ratio) ** (label / (classes - 1))) for label in range(classes))
-
-
-def table3(name: str, title: str, data: DataConfig, classes: int, paper: dict[str, float]) -> Grid:
-    """Appendix C.3's grid on the long tail of `data`, whose classes have as many training images.
-
-    C.3 names no images to choose by, which implies test images. Here the search trains on the tail of nine tenths of
-    the training images and is judged on the others, of which every class has as many; what it chooses is trained
-    anew on the whole tail.
-    """
-    tail, in_class = replace(data, long_tail=100.0), 50_000 // classes
-    most = replace(tail, train_split="train[:90%]", validation_split="train[90%:]")
-    return Grid(
-        name=name,
-        title=title,
-        train=resnet32_long_tail(tail, long_tail_images(classes, in_class)),
-        search=resnet32_long_tail(most, long_tail_images(classes, in_class * 9 // 10)),
-        sites=Sites(block=VCReg()),
-        learning_rates=(0.016, 0.008),
-        alphas=ALPHAS,
-        betas=BETAS,
-        search_seeds=(100, 101, 102),
-        seeds=(0, 1, 2),
-        at_once=126,  # all of the search: 0.7 GB of states, and the activations of as many batches
-        steps_per_call=100,
-        paper=paper,
-    )
 
 
 def superclasses(data: DataConfig, images: int, peak_learning_rate: float = 0.016) -> TrainConfig:

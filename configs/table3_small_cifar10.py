@@ -11,14 +11,15 @@ images and 0.9 in the search, of whose grid a fifth is tried. The rest is Append
 
 from dataclasses import replace
 
-from configs.table3_cifar10_lt import get_config as table3
+from configs.table3_cifar10_lt import get_config as at_paper_scale
 from train.augment import AugmentConfig, EvalTransformConfig
-from train.config import Cosine, Grid, TrainConfig
+from train.config import Cosine, TrainConfig
+from train.grid import Grid
 
 
 def get_config() -> Grid:
     """The grid's corners with one seed, then both arms' best point on all training images with three others."""
-    config = table3()
+    config = at_paper_scale()
     return replace(
         config,
         name="table3_small_cifar10",

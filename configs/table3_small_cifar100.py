@@ -11,15 +11,15 @@ images and 0.9 in the search, of whose grid a fifth is tried. The rest is Append
 
 from dataclasses import replace
 
-from configs.table3_cifar100_lt import get_config as table3
+from configs.table3_cifar100_lt import get_config as at_paper_scale
 from configs.table3_small_cifar10 import get_config as cifar10
 from configs.table3_small_cifar10 import shortened
-from train.config import Grid
+from train.grid import Grid
 
 
 def get_config() -> Grid:
     """As for CIFAR-10-LT."""
-    config = table3()
+    config = at_paper_scale()
     return replace(
         cifar10(),
         name="table3_small_cifar100",

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from configs import digits
 from train import grid, loop
-from train.augment import AugmentConfig
+from train.augment import AugmentConfig, moved
 from train.data import pipeline
 from vcreg_jax import Sites, VCReg
 
@@ -36,7 +36,8 @@ def mesh_of(devices):
 def trained(config, settings, devices=1, vmapped=None):
     """States and metrics of all steps, and the accuracy on validation images."""
     data, mesh = pipeline.load(config.data, "train"), mesh_of(devices)
-    program = grid.make_program(config, Sites(block=VCReg()), data, mesh, vmapped)
+    plain = grid.without_regularizers(config, data)
+    program = grid.make_program(config, plain, Sites(block=VCReg()), mesh, vmapped)
     values, images = grid.as_arrays(settings), grid.on_devices(data, mesh)
     draws = grid.drawn(data, config.batch_size, settings, range(STEPS))
     states, metrics = program.train(program.initial(values), values, draws, images)
@@ -66,3 +67,39 @@ def test_every_setting_is_trained_as_in_a_run_of_its_own(together, index, tmp_pa
         ):
             np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=2e-5, err_msg=str(path))
     assert sums["accuracy"][index] / sums["count"][index] == pytest.approx(run.validation_accuracy, abs=1e-6)
+
+
+def test_one_setting_after_the_other_is_the_same_as_all_at_once(together):
+    config, states, metrics, _ = together
+    others = trained(config, SETTINGS, vmapped=1)
+    np.testing.assert_allclose(others[1]["loss"], metrics["loss"], rtol=1e-4)
+    for mine, theirs in zip(jax.tree.leaves(states["params"]), jax.tree.leaves(others[0]["params"]), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=2e-5)
+
+
+def test_settings_that_differ_end_as_different_networks(together):
+    _, states, _, _ = together
+    ends = np.stack([np.ravel(leaf) for leaf in states["params"]["head"]["kernel"]])
+    assert all(np.abs(one - other).max() > 1e-4 for k, one in enumerate(ends) for other in ends[:k])
+
+
+def test_images_are_moved_on_the_device_as_on_the_host(tmp_path):
+    config = recipe(tmp_path)
+    data = pipeline.load(config.data, "train")
+    draws = grid.drawn(data, 16, SETTINGS[-2:], range(3, 5))
+    for setting, step in ((0, 0), (1, 1)):
+        own = jax.tree.map(lambda leaf, k=setting, t=step: leaf[k, t], draws)
+        batch = grid.batch_of(grid.on_devices(data, mesh_of(1)), own, data.image_shape)
+        positions, moves = data.drawn(16, SETTINGS[-2:][setting].seed, 3 + step)
+        np.testing.assert_array_equal(batch["image"], moved(data.memory[0][positions], moves, 1))
+        np.testing.assert_array_equal(batch["label"], data.labels()[positions])
+
+
+def test_every_epoch_of_every_seed_shows_each_image_once_in_an_order_of_its_own(tmp_path):
+    data = pipeline.load(recipe(tmp_path).data, "train")
+    steps = len(data) // 16 + 1
+    positions = np.asarray(grid.drawn(data, 16, SETTINGS, range(steps)).positions).reshape(4, -1)[:, : len(data)]
+    for own in positions:
+        np.testing.assert_array_equal(np.sort(own), np.arange(len(data)))
+    np.testing.assert_array_equal(positions[0], positions[2])  # of the same seed
+    assert (positions[0] != positions[3]).mean() > 0.9

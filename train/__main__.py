@@ -24,6 +24,7 @@
     python -m train bench dispatch            Python's time for each call of the training step
     python -m train bench input               images a second from records to batches, beside bare Pillow
     python -m train bench probe               the linear probe at 45 strengths, beside scikit-learn's
+    python -m train bench grid                many settings as one program, beside as many separate runs
     python -m train preflight CONFIG --topology v5e:4x4 [--image-shape H W C] [--num-classes N] [--json FILE]
                               [overrides]     compile the training step for TPUs that are not there: does it fit?
 
@@ -99,7 +100,8 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
     given, overrides = parser.parse_known_args(arguments[1:])
     config = config_file.overridden(config_file.load(Path(arguments[0]), given.point), tuple(overrides))
     from train import experiment, figure1, grid_search, hosts, preemption, pretraining, transfer
-    from train.config import Grid, Pretraining, Transfer
+    from train.config import Pretraining, Transfer
+    from train.grid import Grid
     from train.two_moons import TwoMoons
 
     hosts.join(given.coordinator, given.num_processes, given.process_id)
@@ -128,7 +130,8 @@ def _report(folder: Path) -> None:
 
 def _table(name: str) -> None:
     from train import grid_table, tables
-    from train.config import Grid, Transfer
+    from train.config import Transfer
+    from train.grid import Grid
 
     configs = [
         one for path in sorted(Path("configs").glob(f"{name}_*.py")) for one in config_file.points(path).values()
@@ -221,7 +224,7 @@ def _bench(arguments: tuple[str, ...]) -> None:
     from train import bench
 
     parser = _Parser("python -m train bench", description=bench.__doc__)
-    parser.add_argument("what", choices=("table1", "roofline", "dispatch", "input", "probe"))
+    parser.add_argument("what", choices=("table1", "roofline", "dispatch", "input", "probe", "grid"))
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's choice")
     parser.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(bench.MODELS)}; default: all")
     parser.add_argument("--dtypes", nargs="+", choices=bench.DTYPES, help="default: both; on a CPU float32")

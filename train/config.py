@@ -281,29 +281,3 @@ class Transfer:
     runs_directory: str = "runs"
     # The paper's results in %, by arm and target; of the pretraining task under "pretraining".
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A recipe without a regularizer and at every weight of one, each at every learning rate, trained together.
-
-    Every point is trained with every search seed by `search`. Of the points without a regularizer the one whose
-    validation accuracy is best, on average over these seeds, goes on, and so does the best of the others: they are
-    trained by `train` with every seed and tested.
-    """
-
-    name: str  # of the folder under `runs_directory`
-    title: str  # of the table
-    train: TrainConfig  # its learning rate is replaced by the grid's
-    search: TrainConfig  # the same with other data or fewer steps; its validation images choose
-    sites: Sites  # the weights of their VCReg are replaced by the grid's
-    learning_rates: tuple[float, ...]
-    alphas: tuple[float, ...]
-    betas: tuple[float, ...]
-    search_seeds: tuple[int, ...]
-    seeds: tuple[int, ...]
-    at_once: int  # settings in a program: as many as memory holds
-    vmapped: int | None = None  # of these, how many at a time (None: all); on a CPU 1: grouped convolutions are slow
-    steps_per_call: int = 10  # of the program; the run may be killed between two
-    runs_directory: str = "runs"
-    paper: dict[str, float] = field(default_factory=dict)  # the paper's test accuracies in %, "baseline" and "VCReg"

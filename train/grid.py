@@ -4,8 +4,9 @@ The images lie on the device, whole and padded, and are cropped and mirrored the
 it is moved is drawn on the host as for any other run, so a setting's training is the one that `train.loop` would do.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,32 @@ from train.objective import Batch, objective
 from train.optim import make_optimizer
 from train.step import Normalize, State, eval_sums, initial_state, make_loss, make_update, split, weights_to_use
 from vcreg_jax import Sites, VCReg
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A recipe without a regularizer and at every weight of one, each at every learning rate, trained together.
+
+    Every point is trained with every search seed by `search`. Of the points without a regularizer the one whose
+    validation accuracy is best, on average over these seeds, goes on, and so does the best of the others: they are
+    trained by `train` with every seed and tested.
+    """
+
+    name: str  # of the folder under `runs_directory`
+    title: str  # of the table
+    train: TrainConfig  # its learning rate is replaced by the grid's
+    search: TrainConfig  # the same with other data or fewer steps; its validation images choose
+    sites: Sites  # the weights of their VCReg are replaced by the grid's
+    learning_rates: tuple[float, ...]
+    alphas: tuple[float, ...]
+    betas: tuple[float, ...]
+    search_seeds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    at_once: int  # settings in a program: as many as memory holds
+    vmapped: int | None = None  # of these, how many at a time (None: all); on a CPU 1: grouped convolutions are slow
+    steps_per_call: int = 10  # of the program; the run may be killed between two
+    runs_directory: str = "runs"
+    paper: dict[str, float] = field(default_factory=dict)  # the paper's test accuracies in %, "baseline" and "VCReg"
 
 
 @dataclass(frozen=True)
@@ -61,18 +88,18 @@ class Program:
     evaluate: Callable[[State, Any, Batch], Any]  # batches (m, b, ...) -> sums of `eval_sums`, (k,)
 
 
-def make_program(config: TrainConfig, sites: Sites, data: Split, mesh: Mesh, vmapped: int | None) -> Program:
-    """The program for `config` with weights and learning rate left open.
+@functools.lru_cache(maxsize=8)
+def make_program(config: TrainConfig, plain: Architecture, sites: Sites, mesh: Mesh, vmapped: int | None) -> Program:
+    """The program for `config` with weights and learning rate left open; the same one for the same arguments.
 
     Args:
       config: the recipe.
+      plain: the network without regularizers.
       sites: where VCReg is applied.
-      data: the training images, of which only the shape and the classes count here.
       mesh: the devices; its axes mean nothing here.
-      vmapped: settings of a device that are vmapped, those of the next call of the inner loop follow; None: all.
+      vmapped: how many of a device's settings are vmapped, after which come the next as many; None: all.
     """
     normalize = Normalize(config.data.mean, config.data.std)
-    plain = Architecture(config.model, data.num_classes, data.image_shape, Sites())
     schedule = replace(config.optimizer.schedule, peak_learning_rate=1.0)
     rule = make_optimizer(replace(config.optimizer, schedule=schedule), config.steps, structure(plain)[1])
 
@@ -91,7 +118,7 @@ def make_program(config: TrainConfig, sites: Sites, data: Split, mesh: Mesh, vma
         update = make_update(loss_fn, optimizer(setting), config.ema, config.guard)
 
         def step(state: State, own: Draws) -> tuple[State, Any]:
-            return update(state, batch_of(images, own, data.image_shape), setting["seed"])
+            return update(state, batch_of(images, own, plain.image_shape), setting["seed"])
 
         return lax.scan(step, state, draws)
 
@@ -104,26 +131,33 @@ def make_program(config: TrainConfig, sites: Sites, data: Split, mesh: Mesh, vma
 
         return lax.scan(add, {name: jnp.zeros(()) for name in ("loss", "accuracy", "count")}, batches)[0]
 
-    def over_settings(function: Callable, own: int) -> Callable:
-        """`function`, whose first `own` arguments have the axis of settings."""
-
-        def on_device(*arguments: Any) -> Any:
-            one = lambda each: function(*each, *arguments[own:])  # noqa: E731
-            count = jax.tree.leaves(arguments[:own])[0].shape[0]
-            return lax.map(one, arguments[:own], batch_size=None if vmapped == 1 else min(vmapped or count, count))
-
-        def on_mesh(*arguments: Any) -> Any:
-            specs = (BATCH,) * own + (PartitionSpec(),) * (len(arguments) - own)
-            # Unchecked: checked, norms and regularizers would take other devices' settings for rows of the same batch.
-            return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=BATCH, check_vma=False)(*arguments)
-
-        return on_mesh
-
+    over = functools.partial(_over_settings, mesh=mesh, vmapped=vmapped)
     return Program(
-        jax.jit(over_settings(initial, 1)),
-        jax.jit(over_settings(train, 3), donate_argnums=0),
-        jax.jit(over_settings(evaluate, 2)),
+        jax.jit(over(initial, own=1)),
+        jax.jit(over(train, own=3), donate_argnums=0),
+        jax.jit(over(evaluate, own=2)),
     )
+
+
+def _over_settings(function: Callable, own: int, mesh: Mesh, vmapped: int | None) -> Callable:
+    """`function`, whose first `own` arguments have the axis of settings, and the others none."""
+
+    def on_device(*arguments: Any) -> Any:
+        count = jax.tree.leaves(arguments[:own])[0].shape[0]
+        at_a_time = None if vmapped == 1 else min(vmapped or count, count)
+        return lax.map(lambda each: function(*each, *arguments[own:]), arguments[:own], batch_size=at_a_time)
+
+    def on_mesh(*arguments: Any) -> Any:
+        specs = (BATCH,) * own + (PartitionSpec(),) * (len(arguments) - own)
+        # Unchecked: checked, norms and regularizers would take other devices' settings for rows of the same batch.
+        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=BATCH, check_vma=False)(*arguments)
+
+    return on_mesh
+
+
+def without_regularizers(config: TrainConfig, data: Split) -> Architecture:
+    """The recipe's network for these images."""
+    return Architecture(config.model, data.num_classes, data.image_shape, Sites())
 
 
 def weighted(sites: Sites, alpha: Any, beta: Any) -> Sites:
@@ -160,7 +194,7 @@ def drawn(data: Split, batch_size: int, settings: Sequence[Setting], steps: rang
     kinds = (np.int32, np.int32, np.int32, np.bool_)
     of_setting = (zip(*of_seed[own.seed], strict=True) for own in settings)
     stacked = zip(*([np.stack(values) for values in own] for own in of_setting), strict=True)
-    return Draws(*(np.stack(values).astype(kind) for values, kind in zip(stacked, kinds, strict=True)))
+    return Draws(*(jnp.asarray(np.stack(values).astype(kind)) for values, kind in zip(stacked, kinds, strict=True)))
 
 
 def on_devices(data: Split, mesh: Mesh) -> Images:
@@ -168,10 +202,12 @@ def on_devices(data: Split, mesh: Mesh) -> Images:
     images, labels = data.memory
     most = data.config.augment.max_shift
     padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
-    return jax.device_put(Images(padded, labels.astype(np.int32)), NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(
+        Images(jnp.asarray(padded), jnp.asarray(labels, jnp.int32)), NamedSharding(mesh, PartitionSpec())
+    )
 
 
 def evaluation_batches(data: Split, batch_size: int) -> Batch:
     """All batches of `data.eval_batches` in one array each, (m, b, ...)."""
     batches = list(data.eval_batches(batch_size))
-    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    return {name: jnp.asarray(np.stack([batch[name] for batch in batches])) for name in batches[0]}

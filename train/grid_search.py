@@ -15,9 +15,9 @@ import jax
 from train import grid, hosts, resume
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
-from train.config import Grid, TrainConfig
+from train.config import TrainConfig
 from train.data import pipeline
-from train.grid import Setting
+from train.grid import Grid, Setting
 from train.run_folder import as_json, provenance, software, write_json
 from vcreg_jax import VCReg
 
@@ -106,8 +106,13 @@ def _checked(config: Grid, train: TrainConfig) -> pipeline.Split:
     data = pipeline.load(train.data, "train")
     if not 1 <= train.batch_size <= len(data):
         raise ValueError(f"batch_size must lie in 1..{len(data)}, the images to train on, got {train.batch_size}.")
-    grid.make_program(train, config.sites, data, meshes.make_mesh(train.mesh), config.vmapped)
+    _program(config, train, data)
     return data
+
+
+def _program(config: Grid, train: TrainConfig, data: pipeline.Split) -> grid.Program:
+    plain = grid.without_regularizers(train, data)
+    return grid.make_program(train, plain, config.sites, meshes.make_mesh(train.mesh), config.vmapped)
 
 
 def _results(config: Grid, train: TrainConfig, settings: Sequence[Setting], folder: Path) -> list[Result]:
@@ -134,7 +139,7 @@ def _trained(
     config: Grid, train: TrainConfig, settings: Sequence[Setting], held_out: pipeline.Split, directory: Path
 ) -> list[Result]:
     data, mesh = pipeline.load(train.data, "train"), meshes.make_mesh(train.mesh)
-    program, values = grid.make_program(train, config.sites, data, mesh, config.vmapped), grid.as_arrays(settings)
+    program, values = _program(config, train, data), grid.as_arrays(settings)
     images, metrics = grid.on_devices(data, mesh), {}
     about = {
         "train": as_json(train),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from train import page
-from train.config import Grid
+from train.grid import Grid
 from train.grid_search import ARMS, BASELINE, VCREG, Result, arm_of, by_point
 from train.run_folder import write_json
 from train.tables import NOT_RUN, Cell, gain
