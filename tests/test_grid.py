@@ -15,7 +15,7 @@ SETTINGS = [
     grid.Setting(4e-3, 0.0, 0.0, seed=0),
     grid.Setting(4e-3, 1.28, 0.16, seed=0),
     grid.Setting(8e-3, 1.28, 0.16, seed=0),
-    grid.Setting(4e-3, 1.28, 0.16, seed=1),
+    grid.Setting(8e-3, 0.64, 0.16, seed=1),
 ]
 STEPS = 5
 
@@ -52,7 +52,7 @@ def together(tmp_path_factory):
     return config, *trained(config, SETTINGS, devices=2)
 
 
-@pytest.mark.parametrize("index", range(len(SETTINGS)))
+@pytest.mark.parametrize("index", [0, 3])
 def test_every_setting_is_trained_as_in_a_run_of_its_own(together, index, tmp_path):
     config, states, _, sums = together
     own = SETTINGS[index]
