@@ -1,7 +1,7 @@
 """Table 3 in small: CIFAR-100-LT with imbalance 100 at 16 pixels, ResNet-32, a short schedule.
 
 Paper  ResNet-32, 32 pixels, 100 epochs, test: 37.4 -> 40.4 %
-Ours   not yet run
+Ours   not run
 Run    python -m train prepare cifar100 --from FOLDER; python -m train run configs/table3_small_cifar100.py
 Cost   10 runs of 96 steps, then 6 of 320, of 64 images: half an hour on one CPU core
 

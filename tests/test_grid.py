@@ -49,7 +49,8 @@ def trained(config, settings, devices=1, vmapped=None):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     config = recipe(tmp_path_factory.mktemp("together"))
-    return config, *trained(config, SETTINGS, devices=2)
+    # On each of two devices two after two.
+    return config, *trained(config, SETTINGS * 2, devices=2, vmapped=2)
 
 
 @pytest.mark.parametrize("index", [0, 3])
@@ -69,18 +70,11 @@ def test_every_setting_is_trained_as_in_a_run_of_its_own(together, index, tmp_pa
     assert sums["accuracy"][index] / sums["count"][index] == pytest.approx(run.validation_accuracy, abs=1e-6)
 
 
-def test_one_setting_after_the_other_is_the_same_as_all_at_once(together):
-    config, states, metrics, _ = together
-    others = trained(config, SETTINGS, vmapped=1)
-    np.testing.assert_allclose(others[1]["loss"], metrics["loss"], rtol=1e-4)
-    for mine, theirs in zip(jax.tree.leaves(states["params"]), jax.tree.leaves(others[0]["params"]), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=2e-5)
-
-
 def test_settings_that_differ_end_as_different_networks(together):
     _, states, _, _ = together
     ends = np.stack([np.ravel(leaf) for leaf in states["params"]["head"]["kernel"]])
-    assert all(np.abs(one - other).max() > 1e-4 for k, one in enumerate(ends) for other in ends[:k])
+    np.testing.assert_array_equal(ends[:4], ends[4:])
+    assert all(np.abs(one - other).max() > 1e-4 for k, one in enumerate(ends[:4]) for other in ends[:k])
 
 
 def test_images_are_moved_on_the_device_as_on_the_host(tmp_path):
