@@ -155,15 +155,17 @@ CIFAR100_SUPERCLASSES = replace(
 )
 
 
-def cifar10_resnet32_long_tail(ratio: float = 100.0, peak_learning_rate: float = 0.016) -> TrainConfig:
-    """Table 3's ResNet-32 on CIFAR-10-LT (Appendix C.3): 100 epochs, batch 256, 10 of warm-up, rates 0.016 and 0.008.
+CIFAR100 = replace(CIFAR100_SUPERCLASSES, label="label")
 
-    "Adam with weight decay 0.05, norms excluded" is read as AdamW.
+
+def resnet32_long_tail(data: DataConfig, images: int, peak_learning_rate: float = 0.016) -> TrainConfig:
+    """Table 3's ResNet-32 (Appendix C.3): 100 epochs, batch 256, 10 of warm-up, rates 0.016 and 0.008.
+
+    `images` is the number of training images. "Adam with weight decay 0.05, norms excluded" is read as AdamW.
     """
-    images = sum(int(5000 * (1 / ratio) ** (label / 9)) for label in range(10))
     epoch = math.ceil(images / 256)
     return TrainConfig(
-        data=replace(CIFAR10, long_tail=ratio),
+        data=data,
         model=ModelConfig("resnet32"),
         optimizer=OptimizerConfig(AdamW(weight_decay=0.05), Cosine(peak_learning_rate, warmup_steps=10 * epoch)),
         steps=100 * epoch,
@@ -171,6 +173,11 @@ def cifar10_resnet32_long_tail(ratio: float = 100.0, peak_learning_rate: float =
         eval_every=10 * epoch,
         save_every=10 * epoch,
     )
+
+
+def long_tail_images(classes: int, largest: int, ratio: float = 100.0) -> int:
+    """How many images a long tail has, the largest of its classes having `largest`."""
+    return sum(int(largest * (1 / ratio) ** (label / (classes - 1))) for label in range(classes))
 
 
 def superclasses(data: DataConfig, images: int, peak_learning_rate: float = 0.016) -> TrainConfig:

@@ -6,12 +6,18 @@ import pytest
 
 from train import loop
 from train.config import Experiment, Pretraining, Transfer
+from train.grid import Grid
 from train.two_moons import TwoMoons
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "recipes", "probes"))
 # Data sets that a fresh machine does not have: random images of the same size, channels and classes stand in.
-NEEDS_FILES = {"fashion_mnist": (28, 1, 10), "imagenet": (256, 3, 1000), "cifar100": (32, 3, 100)}
+NEEDS_FILES = {
+    "fashion_mnist": (28, 1, 10),
+    "imagenet": (256, 3, 1000),
+    "cifar100": (32, 3, 100),
+    "cifar10": (32, 3, 10),
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -25,19 +31,31 @@ def test_every_config_says_what_it_reproduces_and_can_run(path, tmp_path, monkey
     config = module.get_config()
     if isinstance(config, TwoMoons):
         return  # its data and networks are made as it trains
-    assert isinstance(config, Experiment | Pretraining | Transfer)
-    train = config.train
-    if train.data.name in NEEDS_FILES:
-        size, channels, classes = NEEDS_FILES[train.data.name]
-        data = replace(
-            train.data,
-            name="synthetic",
-            synthetic_size=size,
-            channels=channels,
-            synthetic_classes=classes,
-            in_memory=False,
-        )
-        train = replace(train, data=data)
-    for arm in config.arms.values():
-        for sites in [candidate.sites for candidate in arm] if isinstance(config, Transfer) else [arm]:
-            loop.prepare(train, sites)
+    assert isinstance(config, Experiment | Grid | Pretraining | Transfer)
+    for sites in _sites(config):
+        loop.prepare(_with_stand_in(config.train), sites)
+    if isinstance(config, Grid):
+        loop.prepare(_with_stand_in(config.search), config.sites)
+
+
+def _sites(config):
+    if isinstance(config, Grid):
+        return [config.sites]
+    if isinstance(config, Transfer):
+        return [candidate.sites for arm in config.arms.values() for candidate in arm]
+    return list(config.arms.values())
+
+
+def _with_stand_in(train):
+    if train.data.name not in NEEDS_FILES:
+        return train
+    size, channels, classes = NEEDS_FILES[train.data.name]
+    data = replace(
+        train.data,
+        name="synthetic",
+        synthetic_size=size,
+        channels=channels,
+        synthetic_classes=classes,
+        in_memory=False,
+    )
+    return replace(train, data=data)

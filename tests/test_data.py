@@ -287,6 +287,14 @@ def test_a_long_tail_holds_the_images_of_the_reference_construction(small, facto
     assert (data.labels() == pipeline.load(small, "train").labels()[expected]).all()
 
 
+def test_images_that_validate_keep_their_balance_also_where_they_are_a_part_of_the_training_split(small):
+    whole = replace(small, train_split="train[:50%]", validation_split="train[50%:]")
+    tail = replace(whole, long_tail=5.0)
+    balanced, kept = (pipeline.load(data, "validation").labels() for data in (whole, tail))
+    np.testing.assert_array_equal(balanced, kept)
+    assert len(pipeline.load(tail, "train")) < len(pipeline.load(whole, "train"))
+
+
 def test_a_long_tail_is_the_same_images_whichever_of_their_labels_is_asked_for(config):
     tail = replace(config, label="digit", long_tail=10.0)
     superclass = pipeline.load(tail, "train", "closed_loop")

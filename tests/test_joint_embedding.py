@@ -1,6 +1,7 @@
 """The losses of two views against their formulas in float64 NumPy and the published code's in PyTorch."""
 
 import inspect
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,10 @@ import torch.nn.functional as F  # noqa: N812 - as everybody does
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vcreg_jax as vc
+from configs import table4_simclr
 from tests.reference import finite_differences
+from train import loop
+from vcreg_jax import Sites
 
 LOSSES = {
     "NTXent": vc.losses.NTXent(temperature=0.2),
@@ -144,3 +148,11 @@ def test_embeddings_that_are_no_two_views_are_refused(loss, shapes):
 def test_a_temperature_of_zero_is_refused():
     with pytest.raises(ValueError, match=r"temperature > 0, got 0"):
         vc.losses.NTXent(temperature=0.0)
+
+
+def test_a_batch_of_views_that_does_not_divide_over_the_devices_is_refused_before_any_work():
+    config = table4_simclr.get_config()
+    with pytest.raises(
+        ValueError, match=r"batch_size must divide by the 8 devices, got 4100\. Nearest: 4096 or 4104\.$"
+    ):
+        loop.prepare(replace(config.train, batch_size=4100), Sites())  # before the data are looked for

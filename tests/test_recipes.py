@@ -93,7 +93,7 @@ def test_convnext_atto(epochs, peak):
 
 
 def test_cifar10_long_tail():
-    train = recipes.cifar10_resnet32_long_tail()
+    train = recipes.resnet32_long_tail(replace(recipes.CIFAR10, long_tail=100.0), recipes.long_tail_images(10, 5000))
     assert (train.steps, train.batch_size, train.data.long_tail) == (4900, 256, 100.0)  # 12,406 images
     np.testing.assert_allclose(rates(train, 49, (0, 5, 10, 55, 100)), [0, 0.008, 0.016, 0.008, 0], rtol=1e-5, atol=1e-9)
     assert decayed_elements(train, classes=10, size=32) == (2_272, 62, 95)

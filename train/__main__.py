@@ -10,7 +10,7 @@
     python -m train data NAME [--directory runs/data]
                                               splits, counts, class balance, a contact sheet; does every image decode?
     python -m train report FOLDER             write the report of a finished run again
-    python -m train report table5             what has been run of a table, the paper's numbers beside ours: 2, 5, 7
+    python -m train report table5             what has been run of a table, the paper's numbers beside ours: 2, 3, 5, 7
     python -m train analyse RUN ... [--data NAME] [--label NAME] [--critic-steps N] [--output FOLDER]
                                               Table 6 of a run's checkpoints: CDNV, NCC, mutual information, spectra
     python -m train convert IN OUT [--model NAME] [--num-classes N]
@@ -24,6 +24,7 @@
     python -m train bench dispatch            Python's time for each call of the training step
     python -m train bench input               images a second from records to batches, beside bare Pillow
     python -m train bench probe               the linear probe at 45 strengths, beside scikit-learn's
+    python -m train bench grid                many settings as one program, beside as many separate runs
     python -m train preflight CONFIG --topology v5e:4x4 [--image-shape H W C] [--num-classes N] [--json FILE]
                               [overrides]     compile the training step for TPUs that are not there: does it fit?
 
@@ -98,19 +99,20 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
     parser.add_argument("--point", metavar="NAME")
     given, overrides = parser.parse_known_args(arguments[1:])
     config = config_file.overridden(config_file.load(Path(arguments[0]), given.point), tuple(overrides))
-    from train import experiment, figure1, hosts, preemption, pretraining, transfer
+    from train import experiment, figure1, grid_search, hosts, preemption, pretraining, transfer
     from train.config import Pretraining, Transfer
+    from train.grid import Grid
     from train.two_moons import TwoMoons
 
     hosts.join(given.coordinator, given.num_processes, given.process_id)
-    kinds = {Pretraining: pretraining, Transfer: transfer, TwoMoons: figure1}
+    kinds = {Grid: grid_search, Pretraining: pretraining, Transfer: transfer, TwoMoons: figure1}
     with preemption.ends_at_once(), hosts.errors_end_at_once():
         folder = kinds.get(type(config), experiment).run(config, command)
         if hosts.is_first():
             match config:
                 case TwoMoons():
                     print(f"\nReport: {folder / 'report.html'}")
-                case Transfer():
+                case Transfer() | Grid():
                     print(f"Run: {folder}")
                 case Pretraining():
                     print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
@@ -127,17 +129,19 @@ def _report(folder: Path) -> None:
 
 
 def _table(name: str) -> None:
-    from train import tables
+    from train import grid_table, tables
     from train.config import Transfer
+    from train.grid import Grid
 
-    found = []
-    for path in sorted(Path("configs").glob(f"{name}_*.py")):
-        points = [point for point in config_file.points(path).values() if isinstance(point, Transfer)]
-        found += [tables.gather(point) for point in points]
-    if not found:
-        raise ValueError(f"There is no config of transfers for {name}: configs/{name}_*.py.")
-    print("\n\n".join(tables.text(table) for table in found))
-    print(f"\nReport: {tables.write(name, found, Path('runs'))}")
+    configs = [
+        one for path in sorted(Path("configs").glob(f"{name}_*.py")) for one in config_file.points(path).values()
+    ]
+    for kind, module in ((Transfer, tables), (Grid, grid_table)):
+        if found := [module.gather(config) for config in configs if isinstance(config, kind)]:
+            print("\n\n".join(module.text(table) for table in found))
+            print(f"\nReport: {module.write(name, found, Path('runs'))}")
+            return
+    raise ValueError(f"There is no config of transfers or a grid for {name}: configs/{name}_*.py.")
 
 
 def _prepare(arguments: tuple[str, ...]) -> None:
@@ -220,7 +224,7 @@ def _bench(arguments: tuple[str, ...]) -> None:
     from train import bench
 
     parser = _Parser("python -m train bench", description=bench.__doc__)
-    parser.add_argument("what", choices=("table1", "roofline", "dispatch", "input", "probe"))
+    parser.add_argument("what", choices=("table1", "roofline", "dispatch", "input", "probe", "grid"))
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's choice")
     parser.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(bench.MODELS)}; default: all")
     parser.add_argument("--dtypes", nargs="+", choices=bench.DTYPES, help="default: both; on a CPU float32")

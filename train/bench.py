@@ -1,10 +1,10 @@
-"""What VCReg costs, measured on this machine: `table1`, `roofline` and `dispatch`; the pace of `input` and `probe`."""
+"""What VCReg costs on this machine: `table1`, `roofline`, `dispatch`; the pace of `input`, `probe` and `grid`."""
 
 import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
-from train import benchmark, benchmark_probe, dispatch, roofline, table1
+from train import benchmark, benchmark_grid, benchmark_probe, dispatch, roofline, table1
 from train.benchmark import DTYPES, MODELS, Platform, Settings
 from train.data import throughput
 from train.provenance import commit, hardware
@@ -24,9 +24,9 @@ def run(given: Namespace, command: str) -> None:
         raise ValueError(f"There is no folder {given.json.parent}.")
     if given.torch and given.what != "table1":
         raise ValueError(f"--torch belongs to table1, not to {given.what}.")
-    if given.what in ("input", "probe"):
-        measure = throughput.measure if given.what == "input" else benchmark_probe.measure
-        found = measure(5 if given.rounds is None else given.rounds)
+    others = {"input": throughput.measure, "probe": benchmark_probe.measure, "grid": benchmark_grid.measure}
+    if given.what in others:
+        found = others[given.what](5 if given.rounds is None else given.rounds)
         print(found)
         if given.json is not None:
             about = {"command": command, "hardware": hardware(), "commit": commit(), "ratio": found.ratio}

@@ -6,6 +6,7 @@ import datetime
 import fcntl
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def _finished(folder: Path, arm: str) -> bool:
 
 def is_free(field: str) -> bool:
     """Whether a field of a config, by its path, may change while a run goes on."""
-    return field.startswith(_FREE)
+    return re.sub("^search[.]", "train.", field).startswith(_FREE)  # a grid has a recipe for its search, too
 
 
 def is_weight(field: str) -> bool:

@@ -81,24 +81,18 @@ def make_loss(graphdef: nnx.GraphDef, normalize: Normalize, objective: Objective
     return loss_fn
 
 
-@functools.lru_cache
-def make_train_step(
-    graphdef: nnx.GraphDef,
+def make_update(
+    loss_fn: Loss,
     optimizer: optax.GradientTransformation,
-    normalize: Normalize,
-    objective: Objective,
-    mesh: Mesh,
     ema_config: EMAConfig | None = None,
     guard_config: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
-) -> Callable[[State, Batch, int], tuple[State, Metrics]]:
-    """A jitted `(state, batch, seed) -> (state, metrics)` that donates the old state; the batch is the objective's.
+) -> Callable[[State, Batch, Any], tuple[State, Metrics]]:
+    """A `(state, batch, seed) -> (state, metrics)` to be transformed: jitted, vmapped, scanned.
 
     `skipped` counts the updates that were not taken so far.
     """
-    loss_fn = make_loss(graphdef, normalize, objective)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state: State, batch: Batch, seed: int) -> tuple[State, Metrics]:
+    def update(state: State, batch: Batch, seed: Any) -> tuple[State, Metrics]:
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (metrics, batch_stats)), gradients = grad_fn(state["params"], state, batch, seed)
         gradient_norm = optax.tree.norm(gradients)
@@ -116,6 +110,27 @@ def make_train_step(
             "update_norm": jnp.where(take, optax.tree.norm(updates), 0),
             "skipped": guard["skipped"],
         }
+        return after, metrics
+
+    return update
+
+
+@functools.lru_cache
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    normalize: Normalize,
+    objective: Objective,
+    mesh: Mesh,
+    ema_config: EMAConfig | None = None,
+    guard_config: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
+) -> Callable[[State, Batch, int], tuple[State, Metrics]]:
+    """`make_update`, jitted, that donates the old state; the batch is the objective's."""
+    update = make_update(make_loss(graphdef, normalize, objective), optimizer, ema_config, guard_config)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: State, batch: Batch, seed: int) -> tuple[State, Metrics]:
+        after, metrics = update(state, batch, seed)
         # As the first state lay, so lie all: otherwise the second call would compile anew.
         return jax.lax.with_sharding_constraint(after, state_shardings(after, mesh)), metrics
 

@@ -103,13 +103,13 @@ def rows(gathered: Gathered) -> list[list[str]]:
         lines.append([arm, ours, *map(str, cells.values())])
     for arm, cells in list(gathered.cells.items())[1:]:
         against = gathered.cells[first]
-        gains = [_gain(cells[column], against[column]) for column in gathered.columns]
+        gains = [gain(cells[column], against[column]) for column in gathered.columns]
         if any(gains):
             lines.append([f"{arm} less {first}", "ours", *gains])
     return lines
 
 
-def _gain(cell: Cell, other: Cell) -> str:
+def gain(cell: Cell, other: Cell) -> str:
     """The difference of means with the standard error of independent samples, sqrt(s1^2/n1 + s2^2/n2)."""
     if not cell.n or not other.n:
         return ""

@@ -29,7 +29,7 @@ from train.augment.config import (
 )
 from train.augment.geometry import erase_box
 from train.augment.mix import erased, mixed
-from train.augment.shift import shifted, shifted_and_flipped
+from train.augment.shift import Moves, drawn_moves, moved, shifted
 from train.augment.transforms import eval_transform, train_transform
 
 __all__ = [
@@ -38,12 +38,14 @@ __all__ = [
     "ColorJitterConfig",
     "EvalTransformConfig",
     "MixConfig",
+    "Moves",
     "check_mix",
+    "drawn_moves",
     "erase_box",
     "erased",
     "eval_transform",
     "mixed",
+    "moved",
     "shifted",
-    "shifted_and_flipped",
     "train_transform",
 ]

@@ -1,5 +1,7 @@
 """Random shifts of small images."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 
@@ -15,14 +17,26 @@ def shifted(image: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarra
     return padded[top : top + height, left : left + width]
 
 
-def shifted_and_flipped(images: np.ndarray, rng: np.random.Generator, max_shift: int, flip: float) -> np.ndarray:
-    """Uint8 (b, h, w, c), each row moved as by `shifted` and mirrored with probability `flip`; all draws at once."""
-    count, height, width, _ = images.shape
+class Moves(NamedTuple):
+    """How each image of a batch is moved: drawn on the host, applied there or on a device."""
+
+    top: np.ndarray  # int (b,), the row of the padded image that becomes the first
+    left: np.ndarray  # int (b,), the column
+    mirrored: np.ndarray  # bool (b,), then
+
+
+def drawn_moves(rng: np.random.Generator, count: int, max_shift: int, flip: float) -> Moves:
+    """Of `count` images, each moved as by `shifted` and mirrored with probability `flip`; all draws at once."""
+    top, left = rng.integers(0, 2 * max_shift + 1, size=(2, count))
+    return Moves(top, left, rng.random(count) < flip)
+
+
+def moved(images: np.ndarray, moves: Moves, max_shift: int) -> np.ndarray:
+    """Uint8 (b, h, w, c), each row moved; zeros move in."""
+    _, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0)))
-    top, left = rng.integers(0, 2 * max_shift + 1, size=(2, count)).tolist()
-    direction = np.where(rng.random(count) < flip, -1, 1).tolist()
     changed = np.empty_like(images)
-    for row in range(count):  # slices: five times as fast as one gather of all windows
-        window = padded[row, top[row] : top[row] + height, left[row] : left[row] + width]
-        changed[row] = window[:, :: direction[row]]
+    for row, (top, left, mirrored) in enumerate(zip(*(of_each.tolist() for of_each in moves), strict=True)):
+        window = padded[row, top : top + height, left : left + width]  # slices: five times as fast as one gather
+        changed[row] = window[:, :: -1 if mirrored else 1]
     return changed

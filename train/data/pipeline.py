@@ -17,8 +17,9 @@ import grain
 import numpy as np
 from PIL import Image
 
-from train.augment import AugmentConfig, erase_box, eval_transform, shifted_and_flipped, train_transform
+from train.augment import AugmentConfig, Moves, drawn_moves, erase_box, eval_transform, moved, train_transform
 from train.config import DataConfig
+from train.data import order
 from train.data.images import BadImageError, read
 from train.data.splits import Selection, select
 
@@ -115,8 +116,8 @@ class Split:
     def _train_example(
         self, seed: int, batch_size: int, group_size: int, place: int, rng: np.random.Generator
     ) -> dict[str, Any]:
-        epoch, turn = divmod(_turn(int(place), batch_size, group_size), len(self))
-        position = int(_order(len(self), seed, epoch)[turn // self.config.repeats])
+        epoch, turn = divmod(order.turn(int(place), batch_size, group_size), len(self))
+        position = int(order.of_epoch(len(self), seed, epoch)[turn // self.config.repeats])
         for shown in range(position, position + len(self)):
             try:
                 image, label = self.image(shown % len(self)), self.selection.targets[shown % len(self)]
@@ -182,7 +183,7 @@ class Split:
         return f"image {position} could not be read then, but can now"
 
     @functools.cached_property
-    def _memory(self) -> tuple[np.ndarray, np.ndarray]:
+    def memory(self) -> tuple[np.ndarray, np.ndarray]:
         """The images and labels of the split, without those that are left out."""
         images, left_out = [], []
         for some in np.array_split(np.arange(len(self)), math.ceil(len(self) / _READ_AT_ONCE)):
@@ -202,7 +203,7 @@ class Split:
         return np.stack(images), np.delete(self.selection.targets, left_out)
 
     def _padded_from_memory(self, batch_size: int, rows: np.ndarray) -> Iterator[Batch]:
-        images, labels = self._memory
+        images, labels = self.memory
         for start in range(0, len(images), batch_size):
             shown, mask = np.minimum(start + rows, len(images) - 1), start + rows < len(images)
             yield {"image": images[shown], "label": np.where(mask, labels[shown], 0), "mask": mask}
@@ -210,17 +211,17 @@ class Split:
     def _batches_from_memory(
         self, batch_size: int, seed: int, start_step: int, group_size: int, rows: np.ndarray
     ) -> Iterator[Batch]:
-        images, labels = self._memory
+        images, labels = self.memory
         for step in itertools.count(start_step):
-            places = np.arange(step * batch_size, (step + 1) * batch_size)
-            epochs, turns = np.divmod(_turn(places, batch_size, group_size), len(images))
-            positions = np.empty(batch_size, np.int64)
-            for epoch in np.unique(epochs).tolist():
-                of_epoch = turns[epochs == epoch] // self.config.repeats
-                positions[epochs == epoch] = _order(len(images), seed, epoch)[of_epoch]
-            rng, augment = np.random.default_rng([seed, step]), self.config.augment
-            changed = shifted_and_flipped(images[positions], rng, augment.max_shift, augment.flip)
+            positions, moves = self.drawn(batch_size, seed, step, group_size)
+            changed = moved(images[positions], moves, self.config.augment.max_shift)
             yield {"image": changed[rows], "label": labels[positions[rows]]}
+
+    def drawn(self, batch_size: int, seed: int, step: int, group_size: int | None = None) -> tuple[np.ndarray, Moves]:
+        """Which of the images in memory are the batch of a step, and how each is moved."""
+        count, augment = len(self.memory[0]), self.config.augment
+        positions = order.of_step(count, batch_size, seed, step, group_size or batch_size, self.config.repeats)
+        return positions, drawn_moves(np.random.default_rng([seed, step]), batch_size, augment.max_shift, augment.flip)
 
 
 class _Rows(grain.MapDataset):
@@ -238,19 +239,6 @@ class _Rows(grain.MapDataset):
             return self.slice(index)
         batch, row = divmod(index, len(self._rows))
         return self._parent[batch * self._batch_size + self._rows[row]]
-
-
-def _turn(places: Any, batch_size: int, group_size: int) -> Any:
-    """Which example of the stream stands at a place of it: its batches are dealt out to their groups, row by row."""
-    step, row = places // batch_size, places % batch_size
-    group, row_of_group = row // group_size, row % group_size
-    return step * batch_size + row_of_group * (batch_size // group_size) + group
-
-
-@functools.lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: all of it is drawn at once, and the same with and without `in_memory`."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 @functools.lru_cache(maxsize=32)

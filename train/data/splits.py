@@ -59,7 +59,7 @@ def select(config: DataConfig, split: str, label: str) -> Selection:
         targets = labels.of_split(builder, base, label)[start:stop]
         names = builder.info.features[label].names
     ratio = config.long_tail or view.long_tail
-    if ratio is not None and base == "train":
+    if ratio is not None and base == "train" and split not in ("validation", "test"):
         # The tail is that of the label that is trained on, whatever is asked of the images afterwards.
         trained_on = labels.of_split(builder, base, config.label)[start:stop]
         kept = long_tail_indices(trained_on, builder.info.features[config.label].num_classes, ratio)

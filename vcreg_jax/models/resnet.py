@@ -32,17 +32,18 @@ class Common:
     norm_scope: Scope
     kernel_init: nnx.Initializer
     rngs: nnx.Rngs
+    conv_class: type[nnx.Conv] = nnx.Conv
 
     def conv(self, in_dim: int, out_dim: int, kernel: int, stride: int) -> nnx.Conv:
         """A convolution without bias that keeps the size, but for its stride."""
         # Explicit padding: "SAME" pads strided convolutions on the other side than torch does.
         size, pad = (kernel, kernel), kernel // 2
-        return nnx.Conv(
+        return self.conv_class(
             in_dim,
             out_dim,
             size,
             strides=(stride, stride),
-            padding=pad,
+            padding=((pad, pad), (pad, pad)),
             use_bias=False,
             kernel_init=self.kernel_init,
             dtype=self.dtype,

@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from vcreg_jax.models.convolution import Convolution
 from vcreg_jax.models.layers import linear_rates, run_blocks
 from vcreg_jax.models.resnet import Block, Common, Scope, basic_block
 from vcreg_jax.regularizers import Sites
@@ -72,7 +73,7 @@ class CifarResNet(nnx.Module):
             raise ValueError(
                 f'CifarResNet has shortcuts "A" (no parameters) and "B" (1x1 convolutions), got {shortcut!r}.'
             )
-        common = Common(sites, dtype, norm_scope, _he_fan_in, rngs)
+        common = Common(sites, dtype, norm_scope, _he_fan_in, rngs, Convolution)
         self.stem_conv = common.conv(in_channels, 16, 3, 1)
         self.stem_norm = common.norm(16)
         rates = iter(linear_rates(stochastic_depth, 3 * blocks_per_stage))

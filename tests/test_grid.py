@@ -1,0 +1,99 @@
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from configs import digits
+from train import grid, loop
+from train.augment import AugmentConfig, moved
+from train.data import pipeline
+from vcreg_jax import Sites, VCReg
+
+SETTINGS = [
+    grid.Setting(4e-3, 0.0, 0.0, seed=0),
+    grid.Setting(4e-3, 1.28, 0.16, seed=0),
+    grid.Setting(8e-3, 1.28, 0.16, seed=0),
+    grid.Setting(8e-3, 0.64, 0.16, seed=1),
+]
+STEPS = 5
+
+
+def recipe(directory, **changes):
+    train = digits.get_config().train
+    optimizer = replace(train.optimizer, schedule=replace(train.optimizer.schedule, warmup_steps=2))
+    augment = AugmentConfig(max_shift=1, flip=0.5)
+    data = replace(train.data, directory=str(directory / "data"), augment=augment)
+    train = replace(train, data=data, model=replace(train.model, stochastic_depth=0.3))
+    return replace(train, optimizer=optimizer, steps=STEPS, batch_size=16, eval_every=STEPS, **changes)
+
+
+def mesh_of(devices):
+    return Mesh(np.array(jax.devices()[:devices]).reshape(devices, 1), ("data", "fsdp"))
+
+
+def trained(config, settings, devices=1, vmapped=None):
+    """States and metrics of all steps, and the accuracy on validation images."""
+    data, mesh = pipeline.load(config.data, "train"), mesh_of(devices)
+    plain = grid.without_regularizers(config, data)
+    program = grid.make_program(config, plain, Sites(block=VCReg()), mesh, vmapped)
+    values, images = grid.as_arrays(settings), grid.on_devices(data, mesh)
+    draws = grid.drawn(data, config.batch_size, settings, range(STEPS))
+    states, metrics = program.train(program.initial(values), values, draws, images)
+    held_out = grid.evaluation_batches(pipeline.load(config.data, "validation"), 64)
+    sums = program.evaluate(states, values, held_out)
+    return jax.device_get((states, metrics, sums))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    config = recipe(tmp_path_factory.mktemp("together"))
+    # On each of two devices two after two.
+    return config, *trained(config, SETTINGS * 2, devices=2, vmapped=2)
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_every_setting_is_trained_as_in_a_run_of_its_own(together, index, tmp_path):
+    config, states, _, sums = together
+    own = SETTINGS[index]
+    schedule = replace(config.optimizer.schedule, peak_learning_rate=own.learning_rate)
+    alone = replace(config, optimizer=replace(config.optimizer, schedule=schedule))
+    sites = Sites(block=VCReg(own.alpha, own.beta)) if own.alpha else Sites()
+    run = loop.train(alone, sites, own.seed, tmp_path, "alone")
+    for part in ("params", "batch_stats"):
+        ours = jax.tree.map(lambda leaf: leaf[index], states[part])
+        for (path, mine), theirs in zip(
+            jax.tree.leaves_with_path(ours), jax.tree.leaves(jax.device_get(run.state[part])), strict=True
+        ):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=2e-5, err_msg=str(path))
+    assert sums["accuracy"][index] / sums["count"][index] == pytest.approx(run.validation_accuracy, abs=1e-6)
+
+
+def test_settings_that_differ_end_as_different_networks(together):
+    _, states, _, _ = together
+    ends = np.stack([np.ravel(leaf) for leaf in states["params"]["head"]["kernel"]])
+    np.testing.assert_array_equal(ends[:4], ends[4:])
+    assert all(np.abs(one - other).max() > 1e-4 for k, one in enumerate(ends[:4]) for other in ends[:k])
+
+
+def test_images_are_moved_on_the_device_as_on_the_host(tmp_path):
+    config = recipe(tmp_path)
+    data = pipeline.load(config.data, "train")
+    draws = grid.drawn(data, 16, SETTINGS[-2:], range(3, 5))
+    for setting, step in ((0, 0), (1, 1)):
+        own = jax.tree.map(lambda leaf, k=setting, t=step: leaf[k, t], draws)
+        batch = grid.batch_of(grid.on_devices(data, mesh_of(1)), own, data.image_shape)
+        positions, moves = data.drawn(16, SETTINGS[-2:][setting].seed, 3 + step)
+        np.testing.assert_array_equal(batch["image"], moved(data.memory[0][positions], moves, 1))
+        np.testing.assert_array_equal(batch["label"], data.labels()[positions])
+
+
+def test_every_epoch_of_every_seed_shows_each_image_once_in_an_order_of_its_own(tmp_path):
+    data = pipeline.load(recipe(tmp_path).data, "train")
+    steps = len(data) // 16 + 1
+    positions = np.asarray(grid.drawn(data, 16, SETTINGS, range(steps)).positions).reshape(4, -1)[:, : len(data)]
+    for own in positions:
+        np.testing.assert_array_equal(np.sort(own), np.arange(len(data)))
+    np.testing.assert_array_equal(positions[0], positions[2])  # of the same seed
+    assert (positions[0] != positions[3]).mean() > 0.9

@@ -1,0 +1,145 @@
+"""How long K settings of ResNet-32 take as one program, beside K separate runs of the ordinary training step."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+
+from train import grid
+from train import mesh as meshes
+from train.augment import AugmentConfig
+from train.config import AdamW, Cosine, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from train.data import pipeline
+from train.evaluation import device_batches
+from train.grid import Setting
+from train.model import Architecture, create_state, structure
+from train.objective import objective
+from train.optim import make_optimizer
+from train.step import Normalize, make_train_step
+from train.timing import in_own_process, interleaved, ratio
+from vcreg_jax import Sites, VCReg
+
+WAYS = SEPARATE, TOGETHER = ("separate", "together")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Both ways; CPU seconds are those of all threads."""
+
+    step_seconds: dict[str, tuple[float, ...]]  # wall, of one step of all settings, by way and round
+    step_cpu_seconds: dict[str, tuple[float, ...]]
+    whole_seconds: dict[str, float]  # wall, of all settings' whole runs: processes start, compile and train
+    whole_cpu_seconds: dict[str, float]
+    settings: int
+    steps: int  # of the whole runs
+    batch_size: int
+    image_size: int
+
+    @property
+    def ratio(self) -> float:
+        """Seconds of a step together over those of separate steps, the median over the rounds."""
+        return ratio(self.step_seconds[TOGETHER], self.step_seconds[SEPARATE]).median
+
+    def __str__(self) -> str:
+        wall = ratio(self.step_seconds[TOGETHER], self.step_seconds[SEPARATE])
+        cpu = ratio(self.step_cpu_seconds[TOGETHER], self.step_cpu_seconds[SEPARATE])
+        whole, whole_cpu = (own[TOGETHER] / own[SEPARATE] for own in (self.whole_seconds, self.whole_cpu_seconds))
+        return (
+            f"ResNet-32, {self.settings} settings, batch {self.batch_size} of {self.image_size} px, float32. As one "
+            f"program over as many separate ones: a compiled step {wall.median:.2f} (quartiles {wall.low:.2f} and "
+            f"{wall.high:.2f}, n = {wall.n}), {cpu.median:.2f} in CPU time; whole runs of {self.steps} steps, "
+            f"each from the start of its process, {whole:.2f}, {whole_cpu:.2f} in CPU time (n = 1; "
+            f"{self.whole_seconds[TOGETHER]:.0f} s and {self.whole_seconds[SEPARATE]:.0f} s)"
+        )
+
+
+def measure(
+    rounds: int = 3, count: int = 4, steps: int = 8, batch_size: int = 64, image_size: int = 16, model: str = "resnet32"
+) -> Pace:
+    """`count` settings both ways, on random images of the size that `configs/table3_small_*` have."""
+    recipe = _recipe(model, steps, batch_size, image_size)
+    settings = [Setting(0.016, 0.64, 0.08, seed) for seed in range(count)]
+    cpu: dict[str, list[float]] = {way: [] for way in WAYS}
+    calls = {SEPARATE: _separate_steps(recipe, settings), TOGETHER: _step_together(recipe, settings)}
+    seconds = interleaved({way: _timed(call, cpu[way]) for way, call in calls.items()}, rounds)
+    whole, whole_cpu = {}, {}
+    for way, runs in ((SEPARATE, [[own] for own in settings]), (TOGETHER, [settings])):
+        start = time.perf_counter()
+        whole_cpu[way] = sum(in_own_process(_whole_run, way, recipe, own) for own in runs)
+        whole[way] = time.perf_counter() - start
+    after_warm_up = {way: tuple(values[-rounds:]) for way, values in cpu.items()}
+    return Pace(seconds, after_warm_up, whole, whole_cpu, count, steps, batch_size, image_size)
+
+
+def _recipe(model: str, steps: int, batch_size: int, image_size: int) -> TrainConfig:
+    data = DataConfig(
+        name="synthetic",
+        label="label",
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        augment=AugmentConfig(max_shift=4, flip=0.5),
+        in_memory=True,
+        synthetic_size=image_size,
+        synthetic_classes=10,
+        synthetic_images=16 * batch_size,
+    )
+    optimizer = OptimizerConfig(AdamW(weight_decay=0.05), Cosine(0.016, warmup_steps=0))
+    return TrainConfig(data, ModelConfig(model), optimizer, steps, batch_size)
+
+
+def _timed(call: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
+    def timed() -> None:
+        start = time.process_time()
+        call()
+        seconds.append(time.process_time() - start)
+
+    return timed
+
+
+def _separate_steps(recipe: TrainConfig, settings: Sequence[Setting]) -> Callable[[], None]:
+    """One ordinary step for each setting, one after the other."""
+    data, mesh = pipeline.load(recipe.data, "train"), meshes.make_mesh(recipe.mesh)
+    (setting,) = {(own.learning_rate, own.alpha, own.beta) for own in settings}
+    sites = Sites(block=VCReg(*setting[1:]))
+    architecture = Architecture(recipe.model, data.num_classes, data.image_shape, sites)
+    graphdef, norms = structure(architecture)
+    optimizer = make_optimizer(recipe.optimizer, recipe.steps, norms)
+    normalize = Normalize(recipe.data.mean, recipe.data.std)
+    step = make_train_step(graphdef, optimizer, normalize, objective(recipe), mesh, None, recipe.guard)
+    states = [create_state(architecture, optimizer, mesh, own.seed) for own in settings]
+    batches = [device_batches(data.train_batches(recipe.batch_size, own.seed, 0), mesh) for own in settings]
+
+    def call() -> None:
+        with jax.set_mesh(mesh):
+            for index, own in enumerate(settings):
+                states[index], _ = jax.block_until_ready(step(states[index], next(batches[index]), own.seed))
+
+    return call
+
+
+def _step_together(recipe: TrainConfig, settings: Sequence[Setting]) -> Callable[[], None]:
+    """One step of all settings as one program, vmapped but on a CPU."""
+    data, mesh = pipeline.load(recipe.data, "train"), meshes.make_mesh(replace(recipe.mesh, fsdp=1))
+    vmapped = 1 if jax.default_backend() == "cpu" else None
+    plain = grid.without_regularizers(recipe, data)
+    program = grid.make_program(recipe, plain, Sites(block=VCReg()), mesh, vmapped)
+    values, images = grid.as_arrays(settings), grid.on_devices(data, mesh)
+    states = program.initial(values)
+    taken = 0
+
+    def call() -> None:
+        nonlocal states, taken
+        draws = grid.drawn(data, recipe.batch_size, settings, range(taken, taken + 1))
+        states, _ = jax.block_until_ready(program.train(states, values, draws, images))
+        taken += 1
+
+    return call
+
+
+def _whole_run(way: str, recipe: TrainConfig, settings: Sequence[Setting]) -> float:
+    """CPU seconds of this process, from its start to the end of the training."""
+    call = (_separate_steps if way == SEPARATE else _step_together)(recipe, settings)
+    for _ in range(recipe.steps):
+        call()
+    return time.process_time()
