@@ -12,26 +12,16 @@ from dataclasses import replace
 
 from configs.table2_small import get_config as table2
 from configs.table5_small import STRENGTHS
+from configs.table7_placement import places
 from train.config import Candidate, Transfer
-from vcreg_jax import Sites
-
-PLACES = {
-    "features": ("features",),
-    "blocks": ("block",),
-    "downsampling": ("downsample",),
-    "blocks and downsampling": ("block", "downsample"),
-}
 
 
 def get_config() -> Transfer:
-    """The four placements of Appendix A."""
-    arms = {
-        name: tuple(Candidate(Sites(**dict.fromkeys(places, reg))) for reg in STRENGTHS)
-        for name, places in PLACES.items()
-    }
+    """The four placements, each with two points of the paper's grid."""
+    at = [places(reg) for reg in STRENGTHS]
     return replace(
         table2(),
         name="table7_small",
         title="Table 7 in small: CIFAR-100 (10,000 images, 300 steps), then other images at 32 px",
-        arms=arms,
+        arms={place: tuple(Candidate(sites[place]) for sites in at) for place in at[0]},
     )
