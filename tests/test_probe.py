@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -12,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
-from train import lbfgs, preflight, probe
+from train import lbfgs, logistic, preflight, probe
 from train.config import MeshConfig
 from train.mesh import batch_sharding, make_mesh
 from train.probe import Split
@@ -137,14 +138,14 @@ def test_logits_are_linear_and_predictions_their_maximum():
 def test_rows_in_blocks_and_more_lanes_change_nothing(x64, monkeypatch):
     x, y = clusters(200)
     whole = probe.fit(x, y, CLASSES, STRENGTHS, tolerance=1e-11)
-    monkeypatch.setattr(lbfgs, "BLOCK_LOGITS", 60 * CLASSES)
+    monkeypatch.setattr(logistic, "BLOCK_LOGITS", 60 * CLASSES)
     in_blocks = probe.fit(x, y, CLASSES, STRENGTHS, tolerance=1e-11, lanes=3)
     np.testing.assert_allclose(in_blocks.objective, whole.objective, rtol=1e-12)
     np.testing.assert_allclose(in_blocks.weights, whole.weights, rtol=1e-5, atol=1e-6)
 
 
 def test_mask_excludes_rows_sharded_over_eight_devices_or_not(x64, monkeypatch):
-    monkeypatch.setattr(lbfgs, "BLOCK_LOGITS", 128 * CLASSES * 5)
+    monkeypatch.setattr(logistic, "BLOCK_LOGITS", 128 * CLASSES * 5)
     x, y = clusters(200)
     expected = probe.fit(x, y, CLASSES, STRENGTHS, tolerance=1e-11)
     padded = np.concatenate([x, np.full((8, 20), np.nan)]), np.concatenate([y, np.full(8, -1)])
@@ -158,15 +159,21 @@ def test_mask_excludes_rows_sharded_over_eight_devices_or_not(x64, monkeypatch):
         np.testing.assert_array_equal(probe.predict(fit, x), probe.predict(expected, x))
 
 
-def test_a_cold_start_takes_the_steps_of_each_strength_alone_to_the_same_optimum(x64):
+def test_a_cold_start_takes_the_steps_of_each_strength_alone_and_a_warm_one_less_than_half(x64):
     x, y = clusters(200)
-    warm, cold = (
-        probe.fit(x, y, CLASSES, STRENGTHS, tolerance=1e-9, lanes=1, warm_start=start) for start in (True, False)
-    )
-    alone = [int(probe.fit(x, y, CLASSES, [l2], tolerance=1e-9).iterations[0]) for l2 in STRENGTHS]
+    grid = probe.l2_grid(1e-3, 1e3, 24)
+    warm, cold = (probe.fit(x, y, CLASSES, grid, warm_start=start) for start in (True, False))
+    alone = [int(probe.fit(x, y, CLASSES, [l2]).iterations[0]) for l2 in grid]
     assert cold.iterations.tolist() == alone
-    assert cold.iterations.sum() > warm.iterations.sum()
-    np.testing.assert_allclose(cold.objective, warm.objective, rtol=1e-9)
+    assert cold.iterations.sum() > 2 * warm.iterations.sum()
+    np.testing.assert_allclose(cold.objective, warm.objective, rtol=1e-5)
+
+
+def test_a_strength_that_is_asked_for_twice_has_one_optimum(x64):
+    x, y = clusters(200)
+    fit = probe.fit(x, y, CLASSES, [10.0, 1.0, 3.0, 1.0, 3.0, 0.1], tolerance=1e-9)
+    assert fit.converged.all()
+    np.testing.assert_allclose(fit.objective[jnp.array([1, 2])], fit.objective[jnp.array([3, 4])], rtol=1e-12)
 
 
 @pytest.mark.optimized

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from configs import table2_imagenet, table5_superclass, table7_placement
+from configs import table2_imagenet, table4_simclr, table4_vicreg, table5_superclass, table7_placement
 from train import tables
 from train.__main__ import main
 
@@ -93,6 +93,12 @@ def test_the_command_gathers_every_column_of_a_table(capsys, tmp_path, monkeypat
         assert f"Table 5: {name}" in said
     assert said.count("Not run.") == 8  # the two small ones too
     assert (tmp_path / "runs" / "table5.html").exists()
+    main(["report", "table4"])
+    said = capsys.readouterr().out
+    for title in ("Table 4: SimCLR", "Table 4: VICReg", "Table 4 in small: SimCLR", "Table 4 in small: VICReg"):
+        assert title in said
+    assert said.count("Not run.") == 4
+    assert "41.3" in said  # the paper's, of SimCLR with VCReg on iNaturalist 2018
     with pytest.raises(SystemExit, match="2"):
         main(["report", "table9"])
 
@@ -104,6 +110,9 @@ def test_the_papers_numbers_stand_at_their_arms_and_targets():
     assert [points[name].paper["none"]["DTD"] for name in points] == [68.7, 72.9, 66.1]
     assert table7_placement.get_config().paper["blocks"]["Cars"] == 48.1
     assert table5_superclass.sweep()["living_9"].paper["VCReg"] == {"living_9": 62.2}
-    for config in (*points.values(), *table5_superclass.sweep().values(), *table7_placement.sweep().values()):
+    self_supervised = table4_simclr.get_config(), table4_vicreg.get_config()
+    assert [config.paper["VCReg"]["Aircraft"] for config in self_supervised] == [61.9, 54.2]
+    others = *table5_superclass.sweep().values(), *table7_placement.sweep().values(), *self_supervised
+    for config in (*points.values(), *others):
         assert config.paper.keys() == config.arms.keys()
         assert all(row.keys() - {"pretraining"} == config.targets.keys() for row in config.paper.values())

@@ -10,9 +10,11 @@ from sklearn.preprocessing import StandardScaler
 
 from configs import digits, probes
 from train import targets, transfer
-from train.config import AdamW, Candidate, GradientProbeConfig, ProbeConfig, Target, Transfer
+from train.augment import AugmentConfig
+from train.config import AdamW, Candidate, GradientProbeConfig, JointEmbedding, ProbeConfig, Target, Transfer
 from train.data import pipeline
 from vcreg_jax import Sites, VCReg
+from vcreg_jax.losses import VICReg
 
 STRONG = GradientProbeConfig("digit", AdamW(0.05), (0.1, 0.01), epochs=3, protocol="quick")
 
@@ -170,3 +172,28 @@ def test_presets_have_the_sizes_and_metrics_of_the_published_protocol(monkeypatc
         assert target.images == tuple(counts)
         assert (target.data.evaluation.resize, target.data.evaluation.crop) == (224, 224)
         assert target.data.evaluation.interpolation == "bicubic"
+
+
+def test_without_labels_the_network_is_that_of_two_views_and_labels_come_with_the_probe(config, tmp_path):
+    whole = config.train
+    view = AugmentConfig(crop_size=8)
+    features, monitored = {}, {}
+    for label in ("digit", "closed_loop"):
+        data = replace(whole.data, label=label, augment=view, second_view=view, in_memory=False)
+        train = replace(
+            whole, data=data, joint_embedding=JointEmbedding(VICReg(), (16, 12)), monitor_images=200, steps=2
+        )
+        arms = {"VCReg": config.arms["VCReg"][:1]}
+        targets = {"digit": config.targets["digit"]}
+        small = replace(config, name=label, train=train, arms=arms, targets=targets, runs_directory=str(tmp_path))
+        run = transfer.run(small, "") / "VCReg" / "seed3"
+        found = json.loads((run / "result.json").read_text())
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        assert found["pretraining_accuracy"] == last["knn_accuracy"]
+        monitored[label] = last["knn_accuracy"]
+        caches = {(place / "features.bin").read_bytes() for place in (run / "features").iterdir()}
+        features[label] = caches, found["targets"]["digit"]
+    assert monitored["digit"] != monitored["closed_loop"]
+    assert features["digit"] == features["closed_loop"]
+    assert len(features["digit"][0]) == 3
+    assert found["targets"]["digit"]["images"] == [908, 179, 710]

@@ -10,7 +10,7 @@
     python -m train data NAME [--directory runs/data]
                                               splits, counts, class balance, a contact sheet; does every image decode?
     python -m train report FOLDER             write the report of a finished run again
-    python -m train report table5             what has been run of a table, the paper's numbers beside ours: 2, 3, 5, 7
+    python -m train report table5             what has been run of a table, the paper's numbers beside ours: 2 to 5, 7
     python -m train analyse RUN ... [--data NAME] [--label NAME] [--critic-steps N] [--output FOLDER]
                                               Table 6 of a run's checkpoints: CDNV, NCC, mutual information, spectra
     python -m train convert IN OUT [--model NAME] [--num-classes N]

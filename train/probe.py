@@ -22,7 +22,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from train import lbfgs
-from train.lbfgs import Fit, class_counts, dot
+from train.lbfgs import Fit
+from train.logistic import class_counts, dot
 
 
 def l2_grid(low: float, high: float, count: int = 45) -> np.ndarray:
@@ -30,6 +31,7 @@ def l2_grid(low: float, high: float, count: int = 45) -> np.ndarray:
     return np.geomspace(low, high, count)
 
 
+TOLERANCE = 1e-4  # of the gradient; see `fit`
 L2_GRID = l2_grid(1e-6, 1e5)  # Kornblith et al. 2019, SimCLR, BYOL
 Metric = Literal["top1", "mean_per_class"]
 PAPER_L2_GRID = l2_grid(1e-5, 1e5)  # Appendix C.1: "between 0.00001 and 100000"
@@ -77,10 +79,10 @@ def fit(
     num_classes: int,
     l2: Float[ArrayLike, " s"] | Sequence[float],
     *,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     max_iterations: int = 2000,
     mask: Bool[ArrayLike, " n"] | None = None,
-    lanes: int = 5,
+    lanes: int = 1,
     warm_start: bool = True,
 ) -> Fit:
     """The minimizer of F at every strength of `l2`, by L-BFGS.
@@ -100,12 +102,12 @@ def fit(
       labels: class indices.
       num_classes: k.
       l2: strengths, in any order; the result keeps it.
-      tolerance: see above. At 1e-4, F is typically within 1e-5 of its minimum, relatively.
+      tolerance: see above. At 1e-4, F is typically within 1e-6 of its minimum, relatively.
       max_iterations: per strength.
       mask: False for rows to leave out, such as padding.
-      lanes: p. More of them feed a wide accelerator; fewer need fewer iterations, as a lane starts from its previous
-        optimum.
-      warm_start: each strength from the optimum of the next stronger one in its lane, and not from zero.
+      lanes: p. More of them feed a wide accelerator; one alone needs the fewest iterations.
+      warm_start: each strength from what the next stronger ones in its lane have found (`train.lbfgs`), and not from
+        zero.
 
     Raises:
       ValueError: for empty, mismatched or non-finite data, labels out of range, a single class, or l2 <= 0.
@@ -160,7 +162,7 @@ def select_and_test(
     *,
     metric: Metric = "top1",
     standardize: bool = False,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     protocol: str = "Kornblith et al.",
     **solving: Any,
 ) -> ProbeResult:
