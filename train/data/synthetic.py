@@ -1,5 +1,6 @@
 """Random images of any shape, for benchmarks without files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,3 +27,7 @@ class SyntheticImages:
     def label(self, index: int) -> int:
         """Classes in turn."""
         return index % self.classes
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray | np.int32]]:
+        """The records at `indices`."""
+        return [self[index] for index in indices]
