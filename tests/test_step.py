@@ -159,7 +159,7 @@ def test_the_step_keeps_the_moving_average_of_parameters_and_batch_statistics():
         average = jax.tree.map(lambda a, w: 0.9 * np.float64(a) + 0.1 * w, average, history[index])
     assert len(jax.tree.leaves(average)) == len(jax.tree.leaves((params, stats)))
     for ours, expected in zip(jax.tree.leaves(weights_to_use(state)), jax.tree.leaves(average), strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)  # the programs with and without round apart
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -175,11 +175,6 @@ class VCReg:
             return cast(Array, jax.sharding.auto_axes(gradient, out_sharding=spec)(h))
 
     def _gradient(self, h: Array, samples_spec: PartitionSpec | None = None) -> Array:
-        if (stride := self._stride(h)) > 1:
-            rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
-            of_kept = replace(self, sample=1)._gradient(sampling.keep(h, stride), rows)
-            # A TPU writes the whole map to memory: not in float32, since the sum with the incoming gradient is rounded.
-            return sampling.put_back(of_kept.astype(h.dtype), h.shape, stride)
         if self.scope == "global":
             return self._gradient_of(h, shard_axes(h), samples_spec)
         share = self.scaled(1 / self.scope)  # by its weights: every row would otherwise be divided
@@ -187,6 +182,11 @@ class VCReg:
         return map_groups(one_group, h, self.scope, samples_spec)
 
     def _gradient_of(self, h: Array, axes: tuple[str, ...], samples_spec: PartitionSpec | None) -> Array:
+        if (stride := sampling.stride(h.shape, self.sample, num_shards(axes))) > 1:
+            rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
+            of_kept = replace(self, sample=1)._gradient_of(sampling.keep(h, stride), axes, rows)
+            # A TPU writes the whole map to memory: not in float32, since the sum with the incoming gradient is rounded.
+            return sampling.put_back(of_kept.astype(h.dtype), h.shape, stride)
         n = num_samples(h, axes)
         if n < 2:
             return jnp.zeros(h.shape, statistics_dtype(h))
