@@ -1,7 +1,7 @@
 """Table 4 in small: SimCLR and VICReg on CIFAR-10 without labels, with and without VCReg in the backbone, then probed.
 
 Paper  ResNet-50, ImageNet, e.g. iNaturalist 2018: SimCLR 37.2 -> 41.3, VICReg 41.7 -> 41.4 %
-Ours   not run
+Ours   SimCLR 36.54 ± 0.74 -> 36.12 ± 0.15, VICReg 34.07 ± 0.77 -> 33.79 ± 0.76 % (n = 3)
 Run    python -m train prepare cifar10 --from FOLDER; python -m train run configs/table4_small.py --point simclr
        python -m train run configs/table4_small.py --point vicreg; python -m train report table4
 Cost   12 runs of about a minute on one CPU core
