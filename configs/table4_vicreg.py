@@ -10,9 +10,9 @@ alpha and beta: the paper does not name the point it chose; (0.64, 0.08) is in t
 candidate for either column, so neither is tuned.
 """
 
-from configs import probes, recipes
-from train.config import Candidate, Transfer
-from vcreg_jax import Sites, VCReg
+from configs import recipes
+from configs.table4_simclr import table4
+from train.config import Transfer
 
 PAPER = {
     "none": (65.2, 41.7, 48.2, 61.0, 27.3, 51.2, 79.1, 74.3, 65.4),
@@ -22,13 +22,4 @@ PAPER = {
 
 def get_config() -> Transfer:
     """Without and with VCReg at the output of every block."""
-    return Transfer(
-        name="table4_vicreg",
-        title="Table 4: VICReg, ResNet-50, ImageNet without labels, then nine data sets",
-        train=recipes.vicreg(),
-        arms={"none": (Candidate(),), "VCReg": (Candidate(Sites(block=VCReg(alpha=0.64, beta=0.08))),)},
-        targets=probes.ALL,
-        seeds=(0, 1, 2),
-        tuning_seed=100,
-        paper={arm: dict(zip(probes.ALL, values, strict=True)) for arm, values in PAPER.items()},
-    )
+    return table4("vicreg", "VICReg", recipes.vicreg(), PAPER)
