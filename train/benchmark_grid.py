@@ -1,10 +1,12 @@
 """How long K settings of ResNet-32 take as one program, beside K separate runs of the ordinary training step."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 
 from train import grid
 from train import mesh as meshes
@@ -20,6 +22,7 @@ from train.step import Normalize, make_train_step
 from train.timing import in_own_process, interleaved, ratio
 from vcreg_jax import Sites, VCReg
 
+Losses = list[Sequence[jax.Array] | jax.Array]  # of every step, those of all settings
 WAYS = SEPARATE, TOGETHER = ("separate", "together")
 
 
@@ -31,7 +34,9 @@ class Pace:
     step_cpu_seconds: dict[str, tuple[float, ...]]
     whole_seconds: dict[str, float]  # wall, of all settings' whole runs: processes start, compile and train
     whole_cpu_seconds: dict[str, float]
+    losses: dict[str, tuple[tuple[float, ...], ...]]  # by way, step and setting
     settings: int
+    devices: int
     steps: int  # of the whole runs
     batch_size: int
     image_size: int
@@ -41,27 +46,44 @@ class Pace:
         """Seconds of a step together over those of separate steps, the median over the rounds."""
         return ratio(self.step_seconds[TOGETHER], self.step_seconds[SEPARATE]).median
 
+    @property
+    def loss_differences(self) -> list[float]:
+        """Of every step the two ways' largest relative difference in any setting's loss."""
+        return np.abs(np.divide(self.losses[TOGETHER], self.losses[SEPARATE]) - 1).max(axis=1).tolist()
+
     def __str__(self) -> str:
         wall = ratio(self.step_seconds[TOGETHER], self.step_seconds[SEPARATE])
         cpu = ratio(self.step_cpu_seconds[TOGETHER], self.step_cpu_seconds[SEPARATE])
         whole, whole_cpu = (own[TOGETHER] / own[SEPARATE] for own in (self.whole_seconds, self.whole_cpu_seconds))
         return (
-            f"ResNet-32, {self.settings} settings, batch {self.batch_size} of {self.image_size} px, float32. As one "
-            f"program over as many separate ones: a compiled step {wall.median:.2f} (quartiles {wall.low:.2f} and "
-            f"{wall.high:.2f}, n = {wall.n}), {cpu.median:.2f} in CPU time; whole runs of {self.steps} steps, "
-            f"each from the start of its process, {whole:.2f}, {whole_cpu:.2f} in CPU time (n = 1; "
-            f"{self.whole_seconds[TOGETHER]:.0f} s and {self.whole_seconds[SEPARATE]:.0f} s)"
+            f"ResNet-32, {self.settings} settings, batch {self.batch_size} of {self.image_size} px, float32, on "
+            f"{self.devices} device(s). As one program over as many separate ones: a compiled step {wall.median:.2f} "
+            f"(quartiles {wall.low:.2f} and {wall.high:.2f}, n = {wall.n}), {cpu.median:.2f} in CPU time; whole runs "
+            f"of {self.steps} steps, each from the start of its process, {whole:.2f}, {whole_cpu:.2f} in CPU time "
+            f"(n = 1; {self.whole_seconds[TOGETHER]:.0f} s and {self.whole_seconds[SEPARATE]:.0f} s). The largest "
+            f"difference between their losses, step by step: {', '.join(f'{d:.0e}' for d in self.loss_differences)}."
         )
 
 
 def measure(
-    rounds: int = 3, count: int = 4, steps: int = 8, batch_size: int = 64, image_size: int = 16, model: str = "resnet32"
+    rounds: int = 3,
+    count: int = 10,
+    steps: int = 96,
+    batch_size: int = 64,
+    image_size: int = 16,
+    model: str = "resnet32",
 ) -> Pace:
-    """`count` settings both ways, on random images of the size that `configs/table3_small_*` have."""
+    """Settings both ways, on random images: by default as the search of `configs/table3_small_cifar100.py`.
+
+    There are `count` of them, or a few more, so that every device has as many.
+    """
     recipe = _recipe(model, steps, batch_size, image_size)
-    settings = [Setting(0.016, 0.64, 0.08, seed) for seed in range(count)]
+    devices = jax.device_count()
+    settings = [Setting(0.016, 0.64, 0.08, seed) for seed in range(math.ceil(count / devices) * devices)]
     cpu: dict[str, list[float]] = {way: [] for way in WAYS}
-    calls = {SEPARATE: _separate_steps(recipe, settings), TOGETHER: _step_together(recipe, settings)}
+    losses: dict[str, Losses] = {way: [] for way in WAYS}
+    ways = {SEPARATE: _separate_steps, TOGETHER: _step_together}
+    calls = {way: steps_of(recipe, settings, losses[way]) for way, steps_of in ways.items()}
     seconds = interleaved({way: _timed(call, cpu[way]) for way, call in calls.items()}, rounds)
     whole, whole_cpu = {}, {}
     for way, runs in ((SEPARATE, [[own] for own in settings]), (TOGETHER, [settings])):
@@ -69,7 +91,8 @@ def measure(
         whole_cpu[way] = sum(in_own_process(_whole_run, way, recipe, own) for own in runs)
         whole[way] = time.perf_counter() - start
     after_warm_up = {way: tuple(values[-rounds:]) for way, values in cpu.items()}
-    return Pace(seconds, after_warm_up, whole, whole_cpu, count, steps, batch_size, image_size)
+    first = {way: tuple(tuple(map(float, own)) for own in jax.device_get(values)) for way, values in losses.items()}
+    return Pace(seconds, after_warm_up, whole, whole_cpu, first, len(settings), devices, steps, batch_size, image_size)
 
 
 def _recipe(model: str, steps: int, batch_size: int, image_size: int) -> TrainConfig:
@@ -84,7 +107,7 @@ def _recipe(model: str, steps: int, batch_size: int, image_size: int) -> TrainCo
         synthetic_classes=10,
         synthetic_images=16 * batch_size,
     )
-    optimizer = OptimizerConfig(AdamW(weight_decay=0.05), Cosine(0.016, warmup_steps=0))
+    optimizer = OptimizerConfig(AdamW(weight_decay=0.05), Cosine(0.016, warmup_steps=steps // 10))
     return TrainConfig(data, ModelConfig(model), optimizer, steps, batch_size)
 
 
@@ -97,8 +120,8 @@ def _timed(call: Callable[[], None], seconds: list[float]) -> Callable[[], None]
     return timed
 
 
-def _separate_steps(recipe: TrainConfig, settings: Sequence[Setting]) -> Callable[[], None]:
-    """One ordinary step for each setting, one after the other."""
+def _separate_steps(recipe: TrainConfig, settings: Sequence[Setting], losses: Losses) -> Callable[[], None]:
+    """One ordinary step for each setting, one after the other; the call adds their losses to `losses`."""
     data, mesh = pipeline.load(recipe.data, "train"), meshes.make_mesh(recipe.mesh)
     (setting,) = {(own.learning_rate, own.alpha, own.beta) for own in settings}
     sites = Sites(block=VCReg(*setting[1:]))
@@ -111,15 +134,18 @@ def _separate_steps(recipe: TrainConfig, settings: Sequence[Setting]) -> Callabl
     batches = [device_batches(data.train_batches(recipe.batch_size, own.seed, 0), mesh) for own in settings]
 
     def call() -> None:
+        of_step = []
         with jax.set_mesh(mesh):
             for index, own in enumerate(settings):
-                states[index], _ = jax.block_until_ready(step(states[index], next(batches[index]), own.seed))
+                states[index], metrics = jax.block_until_ready(step(states[index], next(batches[index]), own.seed))
+                of_step.append(metrics["loss"])
+        losses.append(of_step)
 
     return call
 
 
-def _step_together(recipe: TrainConfig, settings: Sequence[Setting]) -> Callable[[], None]:
-    """One step of all settings as one program, vmapped but on a CPU."""
+def _step_together(recipe: TrainConfig, settings: Sequence[Setting], losses: Losses) -> Callable[[], None]:
+    """One step of all settings as one program, vmapped but on a CPU; the call adds their losses to `losses`."""
     data, mesh = pipeline.load(recipe.data, "train"), meshes.make_mesh(replace(recipe.mesh, fsdp=1))
     vmapped = 1 if jax.default_backend() == "cpu" else None
     plain = grid.without_regularizers(recipe, data)
@@ -131,7 +157,8 @@ def _step_together(recipe: TrainConfig, settings: Sequence[Setting]) -> Callable
     def call() -> None:
         nonlocal states, taken
         draws = grid.drawn(data, recipe.batch_size, settings, range(taken, taken + 1))
-        states, _ = jax.block_until_ready(program.train(states, values, draws, images))
+        states, metrics = jax.block_until_ready(program.train(states, values, draws, images))
+        losses.append(metrics["loss"][:, 0])
         taken += 1
 
     return call
@@ -139,7 +166,7 @@ def _step_together(recipe: TrainConfig, settings: Sequence[Setting]) -> Callable
 
 def _whole_run(way: str, recipe: TrainConfig, settings: Sequence[Setting]) -> float:
     """CPU seconds of this process, from its start to the end of the training."""
-    call = (_separate_steps if way == SEPARATE else _step_together)(recipe, settings)
+    call = (_separate_steps if way == SEPARATE else _step_together)(recipe, settings, [])
     for _ in range(recipe.steps):
         call()
     return time.process_time()
