@@ -16,7 +16,7 @@ hundredth of its default, with which the network learned nothing (0.5 % of the v
 from dataclasses import replace
 
 from configs import recipes
-from configs.table5_small import NONE, PROBE, STRENGTHS
+from configs.table5_small import DATA, NONE, PROBE, STRENGTHS, training
 from configs.table5_small import get_config as table5
 from train.augment import EvalTransformConfig
 from train.config import Candidate, DataConfig, Target, Transfer
@@ -35,6 +35,7 @@ def _target(name: str, metric: str) -> Target:
     return Target(data, replace(PROBE, metric=metric), held_out=0.2)
 
 
+PRETRAINING = replace(DATA, label="label", train_split="train[:10000]", validation_split="train[45000:47500]")
 CIFAR10 = replace(recipes.CIFAR10, train_split="train[:5000]", validation_split="train[45000:47500]")
 TARGETS = {
     "CIFAR-10": Target(CIFAR10, PROBE),
@@ -54,11 +55,10 @@ ARMS = {
 
 def get_config() -> Transfer:
     """The four columns; DeCov and WLD-Reg at the input of the classifier."""
-    small = table5()
     return replace(
-        small,
+        table5(),
         name="table2_small",
-        train=replace(small.train, data=replace(small.train.data, label="label")),
+        train=training(PRETRAINING, 300),
         arms=ARMS,
         targets=TARGETS,
         title="Table 2 in small: CIFAR-100 (10,000 images, 300 steps), then other images at 32 px",
