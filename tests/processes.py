@@ -14,22 +14,21 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 COMPILED = tempfile.TemporaryDirectory()  # shared by all runs: what is tested is not the compiler
 
-QUICKLY_COMPILED = {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
-
 
 class Run:
     """One run of one or several hosts under `folder`; a context manager that leaves no process behind."""
 
     def __init__(self, folder: Path, *options: str, hosts=1, devices=1, of_last=(), root_of_last=ROOT):
         self.directory = folder / "tiny" / "VCReg" / "seed0"
-        own = {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
-        environment = os.environ | QUICKLY_COMPILED | own
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "PYTHONUNBUFFERED": "1",
+        }
         command = [sys.executable, "-m", "train", "run", "tests/tiny.py", "--runs-directory", str(folder), *options]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
