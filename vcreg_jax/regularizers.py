@@ -143,7 +143,7 @@ class VCReg:
             return cast(Array, jax.sharding.auto_axes(self._penalty, out_sharding=PartitionSpec())(h))
 
     def _penalty(self, h: Array) -> Array:
-        h, axes = sampling.keep(h, self._stride(h)), shard_axes(h)
+        h, axes = sampling.keep(h, self.stride(h)), shard_axes(h)
         if self.scope == "global":
             return self._penalty_of(h, axes)
         mean = jax.vmap(self._penalty_of)(in_groups(h, self.scope)).mean()
@@ -174,6 +174,12 @@ class VCReg:
         with jax.sharding.use_abstract_mesh(mesh):
             return cast(Array, jax.sharding.auto_axes(gradient, out_sharding=spec)(h))
 
+    def stride(self, h: Float[Array, "*samples d"]) -> int:
+        """Every how many indices along each axis of positions it looks at `h`: `sample`, or less where `h` is small."""
+        if self.scope == "global":
+            return sampling.stride(h.shape, self.sample, num_shards(shard_axes(h)))
+        return sampling.stride(shape_in_groups(h, self.scope)[1:], self.sample)
+
     def _gradient(self, h: Array, samples_spec: PartitionSpec | None = None) -> Array:
         if self.scope == "global":
             return self._gradient_of(h, shard_axes(h), samples_spec)
@@ -195,11 +201,6 @@ class VCReg:
         pull = lax.optimization_barrier(self._pull(cov, n).astype(h.dtype))
         over_features = (((h.ndim - 1,), (0,)), ((), ()))
         return lax.dot_general(centred(h, mean), pull, over_features, preferred_element_type=cov.dtype)
-
-    def _stride(self, h: Array) -> int:
-        if self.scope == "global":
-            return sampling.stride(h.shape, self.sample, num_shards(shard_axes(h)))
-        return sampling.stride(shape_in_groups(h, self.scope)[1:], self.sample)
 
     def _pull(self, cov: Array, n: int) -> Array:
         """M, the symmetric matrix with `gradient = x @ M`, from the covariance of n samples."""
