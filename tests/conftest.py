@@ -1,5 +1,6 @@
 """Eight virtual devices, strict broadcasting, and PyTorch's models on a CPU build."""
 
+import gc
 import os
 
 import jax
@@ -23,6 +24,18 @@ def _start_with_the_older_fusion_emitters():
 _start_with_the_older_fusion_emitters()
 
 
+def _answer_flax_briefly():
+    """Flax asks a traced array for its sharding at each draw of a key; JAX's refusal lists all that was traced."""
+
+    def sharding(self):
+        raise AttributeError("A traced array has no sharding.")
+
+    jax.core.Tracer.sharding = property(sharding)
+
+
+_answer_flax_briefly()
+
+
 def _declare_torchvision_operators():
     """Lets torchvision import beside a torch for which its compiled operators do not load."""
     import torch
@@ -43,6 +56,18 @@ def _optimized(request):
     jax.config.update("jax_disable_most_optimizations", not marked)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+# Tracing makes many objects, nearly all of which go by themselves: less often a look for cycles among them,
+gc.set_threshold(20_000, 20, 50)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _freeze_what_stays():
+    """And none at compiled programs, which stay until the end."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
