@@ -58,13 +58,13 @@ def _optimized(request):
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-# Tracing makes many objects, nearly all of which go by themselves: less often a look for cycles among them,
+# Tracing makes many objects, nearly all of which go by themselves: looks for cycles among them may be rare.
 gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _freeze_what_stays():
-    """And none at compiled programs, which stay until the end."""
+    """Nor need they look at compiled programs, which stay until the end."""
     yield
     gc.collect()
     gc.freeze()

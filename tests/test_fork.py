@@ -23,7 +23,9 @@ def maps(dtype):
 
 
 @pytest.mark.parametrize(
-    "reg", [*SAMPLED.values(), vc.VCReg(2.0, 3.0), vc.DeCov(300.0)], ids=[*SAMPLED, "all", "DeCov"]
+    "reg",
+    [*SAMPLED.values(), vc.VCReg(2.0, 3.0, scope=8, sample=2), vc.VCReg(2.0, 3.0), vc.DeCov(300.0)],
+    ids=[*SAMPLED, "too small", "all", "DeCov"],
 )
 def test_the_penaltys_gradient_is_added_to_those_of_branch_and_shortcut(x64, reg):
     h, a, b = maps(jnp.float64)
@@ -80,6 +82,15 @@ def test_it_refuses_a_batch_that_does_not_divide():
         fork(vc.VCReg(scope=3, sample=2), maps(jnp.float32)[0])
 
 
+@pytest.mark.parametrize("reg", [*SAMPLED.values(), vc.VCReg(scope=2)], ids=[*SAMPLED, "all in groups"])
+def test_a_program_may_be_exported_for_any_batch(reg):
+    (batch_size,) = jax.export.symbolic_shape("b")
+    any_batch = jax.ShapeDtypeStruct((batch_size, 6, 6, 5), jnp.float32)
+    program = jax.export.export(jax.jit(lambda h: sum(fork(reg, h))))(any_batch)
+    h = maps(jnp.float32)[0][:3]
+    np.testing.assert_array_equal(program.call(h), 2 * h)
+
+
 def test_a_resnets_gradients_are_those_of_the_loss_with_the_penalty_of_every_block(x64):
     reg = vc.VCReg(20.0, 30.0, scope=2, sample=2)
     family, seen = FAMILIES["CIFAR resnet, option B, 4 channels"], []
@@ -102,9 +113,8 @@ def test_a_resnets_gradients_are_those_of_the_loss_with_the_penalty_of_every_blo
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize(
-    ("sample", "count"), [(1, 0), (2, 6)]
-)  # of 8 blocks' inputs the first is the stem's, the last too small
+# Of eight blocks' inputs the first is the stem's, and the last too small to sample.
+@pytest.mark.parametrize(("sample", "count"), [(1, 0), (2, 6)])
 def test_a_resnet_waits_for_the_shortcuts_gradients_where_it_samples(sample, count):
     reg = vc.VCReg(sample=sample)
     model = nnx.eval_shape(lambda: vc.models.create("resnet18", width=8, sites=vc.Sites(block=reg), rngs=nnx.Rngs(0)))

@@ -18,7 +18,8 @@ def fork(
     fact as early as in the forward pass, and hold it. That was 14 % of a ResNet-50's memory in groups
     (docs/results/pod.md).
     """
-    if isinstance(regularize, VCReg) and regularize.stride(x) > 1:
+    if isinstance(regularize, VCReg) and regularize.sample > 1:
+        jax.eval_shape(regularize, x)  # refuses what it refuses
         return _fork(regularize, x)
     x = regularize(x)
     return x, x
@@ -37,6 +38,8 @@ def _fork_forward(reg, x):
 def _fork_backward(residuals, incoming):
     reg, x = residuals
     of_branch, of_shortcut = incoming
+    if reg.stride(x) == 1:  # too small a map to sample: nothing is padded
+        return None, (of_branch + of_shortcut + reg.gradient(x)).astype(x.dtype)
     x, of_shortcut = lax.optimization_barrier((x, of_shortcut))
     return None, of_branch + (of_shortcut + reg.gradient(x)).astype(x.dtype)
 
