@@ -21,11 +21,11 @@ def penalty(
     delta: float | None = None,
     eps: float = 1e-4,
     groups: int = 1,
-    paper_scale: bool = False,
+    scale: str = "equation_4",
 ) -> float:
     """Eq. 2 with Eq. 7 if `delta` is given, eps under the root as in Algorithm 1; the mean over groups.
 
-    `paper_scale` multiplies the covariance term by n - 1, which Algorithm 1 leaves out.
+    "algorithm_1" is n - 1 times the covariance term of Eq. 4: Algorithm 1 leaves out a 1 / (n - 1).
     """
     d = h.shape[-1]
     n = h.size // d // groups
@@ -34,7 +34,7 @@ def penalty(
         variance_loss = np.maximum(0.0, 1.0 - np.sqrt(np.diag(c) + eps)).sum() / d
         off = np.abs(c[~np.eye(d, dtype=bool)])
         costs = off**2 if delta is None else np.where(off <= delta, off**2, 2 * delta * off - delta**2)
-        covariance_loss = costs.sum() / (d * (d - 1)) * (n - 1 if paper_scale else 1)
+        covariance_loss = costs.sum() / (d * (d - 1)) * (n - 1 if scale == "algorithm_1" else 1)
         penalties.append(alpha * variance_loss + beta * covariance_loss)
     return float(np.mean(penalties))
 

@@ -130,8 +130,8 @@ def test_the_papers_ratios_are_those_of_its_seconds():
 
 
 @pytest.mark.parametrize("scope", ["global", 2])
-def test_algorithm_1_in_pytorch_equals_paper_scale(scope, x64):
-    reg = vc.VCReg(scope=scope, paper_scale=True)
+def test_algorithm_1_in_pytorch_equals_that_scale(scope, x64):
+    reg = vc.VCReg(scope=scope, scale="algorithm_1")
     rng = np.random.default_rng(0)
     h, incoming = 0.3 * rng.normal(size=(4, 5, 6)) + 1, rng.normal(size=(4, 5, 6))
     there = torch.tensor(h, requires_grad=True)

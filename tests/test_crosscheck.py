@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 @pytest.mark.parametrize(
     ("items", "count"),
     [
-        (parts.regularizer, 3),
+        (parts.regularizer, 4),
         (parts.label_smoothing, 2),
         (parts.schedules, 3),
         (parts.optimizers, 4),
@@ -74,9 +74,9 @@ def test_a_wrong_number_is_reported_and_ends_with_exit_status_one(monkeypatch, t
         main(["crosscheck", "--json", str(tmp_path / "result.json")])
     assert stop.value.code == 1
     table = capsys.readouterr().out
-    assert table.count("FAIL") == 2 and table.count("  pass") == 1 and "1 of 3 passed; failed: VCReg: gradient" in table
+    assert table.count("FAIL") == 3 and table.count("  pass") == 1 and "1 of 4 passed; failed: VCReg: gradient" in table
     result = json.loads((tmp_path / "result.json").read_text())
-    assert not result["passed"] and [item["passed"] for item in result["items"]] == [False, False, True]
+    assert not result["passed"] and [item["passed"] for item in result["items"]] == [False, False, True, False]
     assert result["versions"]["torch"] == torch.__version__.split("+")[0] or result["versions"]["torch"]
 
 

@@ -13,6 +13,7 @@ WLD = {"diversity": 0.7, "activation": 0.3, "gamma": 2.0}
 REGS = {
     "VCReg": vc.VCReg(alpha=0.7, beta=0.3),
     "smooth L1": vc.VCReg(alpha=0.7, beta=0.3, delta=0.2),
+    "Algorithm 1": vc.VCReg(alpha=0.7, beta=0.03, scale="algorithm_1"),
     "DeCov": vc.DeCov(0.7),
     "WLD direct": vc.WLDReg(**WLD),
     "WLD logdet": vc.WLDReg(**WLD, variant="logdet"),
@@ -144,7 +145,10 @@ def test_no_regularizer_stays_none():
     ("make", "message"),
     [
         (lambda h: vc.masked(vc.VCReg(), np.ones((3, 5), bool))(h), r"shape \(3, 5\) does not fit .* such as \(4, 5\)"),
-        (lambda h: vc.masked(vc.VCReg(paper_scale=True), np.ones(4, bool)), "paper_scale"),
+        (
+            lambda h: vc.masked(vc.VCReg(scale="algorithm_1", scope=2), np.ones(4, bool)),
+            'scale="algorithm_1" in groups',
+        ),
         (lambda h: vc.masked(vc.VCReg(sample=2), np.ones(4, bool)), "sample > 1"),
         (lambda h: vc.masked(vc.explicit(vc.VCReg()), np.ones(4, bool)), "masked takes VCReg, DeCov or WLDReg"),
         (lambda h: vc.on_axis(vc.VCReg(), 3)(h), r"on_axis\(3\) needs features with that axis, got shape \(4, 5, 2\)"),

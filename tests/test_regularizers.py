@@ -29,7 +29,7 @@ class Case:
     scope: str | int = "global"
     alpha: float = 0.64
     beta: float = 0.08
-    paper_scale: bool = False
+    scale: str = "equation_4"
 
     @property
     def groups(self) -> int:
@@ -38,7 +38,7 @@ class Case:
     @property
     def reg(self) -> vc.VCReg:
         scope = "global" if self.scope == "global" else self.groups
-        return vc.VCReg(self.alpha, self.beta, self.delta, EPS, scope, self.paper_scale)
+        return vc.VCReg(self.alpha, self.beta, self.delta, EPS, self.scale, scope)
 
     def penalty(self, h: np.ndarray) -> float:
         return reference.penalty(
@@ -48,14 +48,14 @@ class Case:
             delta=self.delta,
             eps=EPS,
             groups=self.groups,
-            paper_scale=self.paper_scale,
+            scale=self.scale,
         )
 
 
 SHAPES = [(12, 5), (6, 8), (4, 3, 5), (4, 2, 3, 6)]  # n > d, n < d, tokens, maps
 CASES = [Case(shape, delta, scope) for shape in SHAPES for delta in (None, 0.25) for scope in ("global", 2)]
 CASES += [Case((12, 5), 0.25, beta=0.0), Case((12, 5), 0.25, alpha=0.0), Case((4, 2, 3, 6), alpha=0.0, scope=4)]
-CASES += [Case((12, 5), paper_scale=True), Case((4, 3, 5), 0.25, 2, paper_scale=True)]
+CASES += [Case((12, 5), scale="algorithm_1"), Case((4, 3, 5), 0.25, 2, scale="algorithm_1")]
 each_case = pytest.mark.parametrize("case", CASES, ids=repr)
 
 
@@ -131,7 +131,7 @@ def test_the_backward_pass_adds_the_finite_differences_of_the_papers_equations(x
     assert relative_error(ours, reference.finite_differences(case.penalty, features(case.shape))) < 1e-7
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.paper_scale], ids=repr)
+@pytest.mark.parametrize("case", [case for case in CASES if case.scale == "equation_4"], ids=repr)
 def test_the_backward_pass_adds_what_pytorch_finds_for_the_same_formula(x64, case):
     h = torch.tensor(features(case.shape), requires_grad=True)
     loss = reference.torch_penalty(h, case.alpha, case.beta, case.delta, EPS, case.groups)
@@ -149,11 +149,21 @@ def algorithm_1(h: np.ndarray, alpha: float, beta: float, grad_output: np.ndarra
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_paper_scale_is_algorithm_1_of_the_centred_features(x64, shape):
+def test_scale_algorithm_1_is_algorithm_1_of_the_centred_features(x64, shape):
     h, incoming = features(shape), features(shape, seed=1)
     expected = algorithm_1(h, 0.64, 0.08, incoming)
-    ours = jax.vjp(vc.VCReg(eps=EPS, paper_scale=True), jnp.asarray(h))[1](incoming)[0]
+    ours = jax.vjp(vc.VCReg(eps=EPS, scale="algorithm_1"), jnp.asarray(h))[1](incoming)[0]
     assert relative_error(ours, expected) < 1e-10
+
+
+@pytest.mark.parametrize("options", [{}, {"scope": 2}, {"sample": 2}, {"delta": 0.25}], ids=str)
+def test_algorithm_1s_covariance_term_is_n_minus_1_times_equation_4s(x64, options):
+    h = jnp.asarray(features((4, 12, 12, 3)))
+    n = {"scope": 2 * 12 * 12, "sample": 4 * 6 * 6}.get(next(iter(options), ""), 4 * 12 * 12)  # that share statistics
+    printed = vc.VCReg(alpha=0.7, beta=0.3, scale="algorithm_1", **options)
+    defined = vc.VCReg(alpha=0.7, beta=0.3 * (n - 1), **options)
+    assert relative_error(added(printed, h), added(defined, h)) < 1e-12
+    np.testing.assert_allclose(printed.penalty(h), defined.penalty(h), rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -393,10 +403,10 @@ def test_sums_over_samples_are_float32_or_the_hinge_would_not_see_a_variance_of_
     assert relative_error(ours, torch_gradient(np.asarray(h, np.float64), 256.0, 0.0, 1e-6)) < 3 * ulp
 
 
-@pytest.mark.parametrize("reg", [vc.VCReg(), vc.VCReg(paper_scale=True)])
+@pytest.mark.parametrize("reg", [vc.VCReg(), vc.VCReg(scale="algorithm_1")])
 def test_divisors_beyond_int32_are_no_integers(reg):
     h = np.random.default_rng(0).normal(size=(2**31 // 256**2 + 400, 256))  # d (d - 1) (n - 1) > 2^31
-    beta = 0.08 * (len(h) - 1 if reg.paper_scale else 1)
+    beta = 0.08 * (len(h) - 1 if reg.scale == "algorithm_1" else 1)
     assert relative_error(added(reg, jnp.asarray(h, jnp.float32)), torch_gradient(h, beta=beta)) < 1e-3
 
 
@@ -512,6 +522,18 @@ def test_eps_keeps_the_pull_on_an_almost_constant_feature_finite(x64):
 def test_a_bad_argument_is_refused_by_name_and_value(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         vc.VCReg(**arguments)
+
+
+def test_an_unknown_scale_is_refused_with_those_that_are_known():
+    reg = vc.VCReg()
+    object.__setattr__(reg, "scale", "paper")  # past the type checks of the tests, which users do not have
+    with pytest.raises(ValueError, match="scale to be one of 'equation_4', 'algorithm_1', got 'paper'"):
+        reg.__post_init__()
+
+
+def test_the_scales_former_name_is_refused_by_name():
+    with pytest.raises(TypeError, match="paper_scale"):
+        vc.VCReg(paper_scale=True)  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize("call", [vc.VCReg.__call__, vc.VCReg.penalty])

@@ -37,7 +37,7 @@ def tokens(batch: int = 16, offset: float = 0.0) -> np.ndarray:
 
 REGULARIZERS = {
     "global": vc.VCReg(delta=0.25),
-    "paper scale": vc.VCReg(paper_scale=True),
+    "algorithm 1": vc.VCReg(scale="algorithm_1"),
     "16 groups": vc.VCReg(delta=0.25, scope=16),
     "8 groups": vc.VCReg(scope=8),
     "4 groups, which straddle": vc.VCReg(delta=0.25, scope=4),
@@ -45,7 +45,7 @@ REGULARIZERS = {
 }
 PENALTIES = {
     "global": reference.penalty(tokens(), alpha=0.64, beta=0.08, delta=0.25),
-    "paper scale": reference.penalty(tokens(), alpha=0.64, beta=0.08, paper_scale=True),
+    "algorithm 1": reference.penalty(tokens(), alpha=0.64, beta=0.08, scale="algorithm_1"),
     "16 groups": reference.penalty(tokens(), alpha=0.64, beta=0.08, delta=0.25, groups=16),
     "8 groups": reference.penalty(tokens(), alpha=0.64, beta=0.08, groups=8),
     "4 groups, which straddle": reference.penalty(tokens(), alpha=0.64, beta=0.08, delta=0.25, groups=4),
@@ -128,7 +128,7 @@ def test_every_regularizer_works_on_a_mesh_of_two_axes(x64, name, axis_type):
         ("replicated over model", "global"),
         ("tokens split as well", "global"),
         ("two axes", "global"),
-        ("two axes", "paper scale"),
+        ("two axes", "algorithm 1"),
         ("two axes", "8 groups"),
         ("two axes", "16 groups"),
         ("two axes", "explicit"),

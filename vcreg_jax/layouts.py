@@ -3,7 +3,7 @@
 Each is a function of a regularizer that returns a regularizer, so they nest and go wherever one goes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import jax
@@ -49,8 +49,8 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
         for features `(batch, tokens, d)`, `(batch,)` for whole examples. May be traced.
 
     Raises:
-      ValueError: for another `reg`, one with `paper_scale` or `sample`, which are not defined for single rows; and
-        when called on features whose leading axes are not those of the mask.
+      ValueError: for another `reg`, one with `sample`, or with `scale="algorithm_1"` in groups, which are not defined
+        for single rows; and when called on features whose leading axes are not those of the mask.
     """
     if reg is identity:
         return identity
@@ -58,8 +58,11 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
         return on_axis(masked(reg.reg, mask), reg.axis)
     if not isinstance(reg, VCReg | DeCov | WLDReg):
         raise ValueError(f"masked takes VCReg, DeCov or WLDReg, got {reg!r}. Mask that first, then wrap it.")
-    if isinstance(reg, VCReg) and (reg.paper_scale or reg.sample > 1):
-        raise ValueError("masked takes no VCReg with paper_scale=True or sample > 1: they count rows by their place.")
+    if isinstance(reg, VCReg) and (reg.sample > 1 or (reg.scale == "algorithm_1" and reg.scope != "global")):
+        raise ValueError(
+            f'masked takes no VCReg with sample > 1, nor one with scale="algorithm_1" in groups, got {reg!r}. '
+            'Use sample=1 and scope="global", or scale="equation_4".'
+        )
     return _Masked(reg, jnp.asarray(mask))
 
 
@@ -105,14 +108,15 @@ class _Masked:
     def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
         if isinstance(self.reg, WLDReg):
             return self.reg.penalty(h, self._keep(h))
-        return self.reg.penalty(self._stand_in(h)[0])
+        rows, _, kept = self._stand_in(h)
+        return self._of(kept).penalty(rows)
 
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
         if isinstance(self.reg, WLDReg):
             return self.reg.gradient(h, self._keep(h))
         # The kept rows' mean depends on them, too; but what would pass through it is the sum of this, which is 0.
-        rows, scale = self._stand_in(h)
-        return self.reg.gradient(rows) * scale
+        rows, scale, kept = self._stand_in(h)
+        return self._of(kept).gradient(rows) * scale
 
     def _keep(self, h: Array) -> Array:
         """Which rows count, of the shape of the features without their last axis."""
@@ -125,17 +129,24 @@ class _Masked:
         rest = h.ndim - 1 - leading
         return jnp.broadcast_to(jnp.expand_dims(self.mask != 0, tuple(range(leading, leading + rest))), h.shape[:-1])
 
-    def _stand_in(self, h: Array) -> tuple[Array, Array]:
-        """Rows with the kept rows' covariance, in the dtype of `h`; and by what each was multiplied, 0 if left out."""
+    def _of(self, kept: Array) -> VCReg | DeCov | WLDReg:
+        """The regularizer of the rows that stand in: Algorithm 1's weight counts the kept ones."""
+        if not (isinstance(self.reg, VCReg) and self.reg.scale == "algorithm_1"):
+            return self.reg
+        return replace(self.reg, scale="equation_4", beta=self.reg.beta * jnp.maximum(kept.reshape(()) - 1, 0))
+
+    def _stand_in(self, h: Array) -> tuple[Array, Array, Array]:
+        """Rows with the kept rows' covariance, in the dtype of `h`; by what each was multiplied, 0 if left out; and how
+        many rows of each group are kept."""
         if (explicit := explicit_sharding(h)) is None:
             return self._stand_in_of(h, self._keep(h))
         mesh, spec = explicit
         spec = PartitionSpec(*spec, *[None] * (h.ndim - len(spec)))
-        shardings = (spec, PartitionSpec(*spec[:-1], None))
+        shardings = (spec, PartitionSpec(*spec[:-1], None), PartitionSpec())
         with jax.sharding.use_abstract_mesh(mesh):
             return cast(Any, jax.sharding.auto_axes(self._stand_in_of, out_sharding=shardings))(h, self._keep(h))
 
-    def _stand_in_of(self, h: Array, keep: Array) -> tuple[Array, Array]:
+    def _stand_in_of(self, h: Array, keep: Array) -> tuple[Array, Array, Array]:
         assert not isinstance(self.reg, WLDReg)
         groups, axes = (1, shard_axes(h)) if self.reg.scope == "global" else (self.reg.scope, ())
         lost = 1 if isinstance(self.reg, VCReg) else 0  # a degree of freedom to the mean
@@ -150,4 +161,5 @@ class _Masked:
         rows = num_samples(per_group[0], axes)
         scale = jnp.sqrt((rows - lost) / jnp.maximum(count - lost, 1))
         stand_in = jnp.where(keep, (wide - totals[..., :-1] / jnp.maximum(count, 1)) * scale, 0.0)
-        return stand_in.astype(h.dtype).reshape(h.shape), jnp.where(keep, scale, 0.0).reshape(*h.shape[:-1], 1)
+        scale = jnp.where(keep, scale, 0.0).reshape(*h.shape[:-1], 1)
+        return stand_in.astype(h.dtype).reshape(h.shape), scale, count.reshape(groups)

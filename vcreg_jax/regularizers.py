@@ -10,7 +10,7 @@ import functools
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ from vcreg_jax.statistics import (
     shard_axes,
     statistics_dtype,
 )
+
+SCALES = ("equation_4", "algorithm_1")
 
 
 def identity(h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
@@ -85,16 +87,20 @@ class VCReg:
     do not rescale this term by themselves: use `scaled`. Inside `shard_map` the term is the gradient of the
     whole batch's penalty with respect to the shard's rows, so differentiate a `pmean` of the shards' losses.
 
-    Departs from the paper: Algorithm 1 as printed lacks the 1 / (n - 1) that Eq. 4 implies for the covariance
-    term, has no smooth L1 and expects centred rows; here the rows are centred for the statistics only (both
-    gradients have zero column mean, so this is exact and the forward pass stays the identity).
-    `paper_scale=True` gives Algorithm 1's scale. Eq. 3 has no eps; Algorithm 1 does.
+    `scale` says which of the paper's two covariance terms `beta` weighs. "equation_4" is the formula above.
+    "algorithm_1" is n - 1 times that, in penalty and gradient: Algorithm 1 as printed leaves out the last
+    1 / (n - 1) of Eq. 4's gradient. The first keeps its strength when the batch or the map grows, the second
+    grows with both; n counts the samples that share statistics (one group's, of `sample` the kept ones).
+
+    Departs from the paper: Algorithm 1 has no smooth L1 and expects centred rows; here the rows are centred for
+    the statistics only (both gradients have zero column mean, so this is exact and the forward pass stays the
+    identity). Eq. 3 has no eps; Algorithm 1 does.
 
     It is a pytree of `alpha` and `beta`: `jax.vmap` over a `VCReg` of arrays runs a grid as one program. A Flax model
     keeps its regularizers as static structure, so with traced weights create it inside the traced function.
 
     Raises:
-      ValueError: for weights that are negative, `delta` or `eps` not above 0, an unknown `scope`; and when
+      ValueError: for weights that are negative, `delta` or `eps` not above 0, an unknown `scale` or `scope`; and when
         called on integers, on fewer than two axes, on no features, or on a leading axis that `scope` does not divide.
     """
 
@@ -102,8 +108,8 @@ class VCReg:
     beta: float | Array = 0.08  # weight of the covariance term; may be traced
     delta: float | None = None  # covariances beyond this count linearly (Eq. 7); None: all squared
     eps: float = 1e-4  # added to variances under the square root
+    scale: Literal["equation_4", "algorithm_1"] = "equation_4"  # the covariance term as defined, or n - 1 times that
     scope: Literal["global"] | int = "global"  # whose statistics: the whole batch's, or each of k groups' of rows
-    paper_scale: bool = False  # covariance gradient times n - 1, as Algorithm 1 prints it
     sample: int = 1  # of each axis of positions only every `sample`-th index counts; 1: all
 
     def __post_init__(self) -> None:
@@ -115,6 +121,8 @@ class VCReg:
             raise ValueError(f"VCReg needs delta > 0, or None for no clipping, got {self.delta}.")
         if not self.eps > 0:
             raise ValueError(f"VCReg needs eps > 0 (zero variance would divide by 0), got {self.eps}.")
+        if self.scale not in SCALES:
+            raise ValueError(f"VCReg needs scale to be one of {', '.join(map(repr, SCALES))}, got {self.scale!r}.")
         whole = isinstance(self.scope, int) and not isinstance(self.scope, bool) and self.scope >= 1
         if self.scope != "global" and not whole:
             raise ValueError(f'VCReg needs scope="global" or a number of groups >= 1, got {self.scope!r}.')
@@ -140,7 +148,8 @@ class VCReg:
         if (explicit := explicit_sharding(h)) is None:
             return self._penalty(h)
         with jax.sharding.use_abstract_mesh(explicit[0]):
-            return cast(Array, jax.sharding.auto_axes(self._penalty, out_sharding=PartitionSpec())(h))
+            # `self` as an argument: traced weights may lie on the explicit mesh, too.
+            return cast(Any, jax.sharding.auto_axes(VCReg._penalty, out_sharding=PartitionSpec()))(self, h)
 
     def _penalty(self, h: Array) -> Array:
         h, axes = sampling.keep(h, self.stride(h)), shard_axes(h)
@@ -161,8 +170,8 @@ class VCReg:
         off = jnp.where(jnp.eye(d, dtype=bool), 0.0, cov)
         clipped = off if self.delta is None else jnp.clip(off, -self.delta, self.delta)
         costs = clipped * (2 * off - clipped)  # off^2, and beyond delta 2 delta abs(off) - delta^2
-        scale = n - 1 if self.paper_scale else 1
-        return self.alpha * variance_term + self.beta * scale * costs.sum() / (d * (d - 1))
+        factor = n - 1 if self.scale == "algorithm_1" else 1
+        return self.alpha * variance_term + self.beta * factor * costs.sum() / (d * (d - 1))
 
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
         """The gradient of `penalty(h)` in closed form, in float32 or wider; of a sample in the dtype of `h`."""
@@ -170,9 +179,9 @@ class VCReg:
             return self._gradient(h)
         # Explicit axes leave a contraction over a split axis to the author; here the compiler may choose.
         mesh, spec = split
-        gradient = functools.partial(self._gradient, samples_spec=PartitionSpec(*spec[:-1]))
+        gradient = functools.partial(VCReg._gradient, samples_spec=PartitionSpec(*spec[:-1]))
         with jax.sharding.use_abstract_mesh(mesh):
-            return cast(Array, jax.sharding.auto_axes(gradient, out_sharding=spec)(h))
+            return cast(Any, jax.sharding.auto_axes(gradient, out_sharding=spec))(self, h)
 
     def stride(self, h: Float[Array, "*samples d"]) -> int:
         """Every how many indices along each axis of positions it looks at `h`: `sample`, or less where `h` is small."""
@@ -211,9 +220,9 @@ class VCReg:
         hinge = jnp.where(variances < 1.0, lax.rsqrt(variances), 0.0)
         # Divisors are floats: as integers, those of 400,000 samples would overflow int32.
         to_unit_variance = jnp.asarray(self.alpha, cov.dtype) / float(d * (n - 1)) * hinge
-        scale = 1 if self.paper_scale else n - 1
+        divisor = 1 if self.scale == "algorithm_1" else n - 1
         off = cov if self.delta is None else jnp.clip(cov, -self.delta, self.delta)
-        to_zero_covariance = 4 * jnp.asarray(self.beta, cov.dtype) / float(max(d * (d - 1), 1) * scale) * off
+        to_zero_covariance = 4 * jnp.asarray(self.beta, cov.dtype) / float(max(d * (d - 1), 1) * divisor) * off
         return jnp.where(on_diagonal, -to_unit_variance, to_zero_covariance)
 
 

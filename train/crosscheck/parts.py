@@ -38,7 +38,12 @@ def regularizer() -> Iterator[Item]:
     yield compared("VCReg: gradient, float64", added(h), exact, 1e-12)
     yield compared("VCReg: gradient with delta, float64", added(h, delta=delta), clipped, 1e-12)
     printed = torch_side.algorithm_1(centred, alpha, beta)
-    yield compared("VCReg: paper_scale against Algorithm 1, float64", added(centred, paper_scale=True), printed, 1e-12)
+    ours = added(centred, scale="algorithm_1")
+    yield compared("VCReg: scale algorithm_1 against Algorithm 1, float64", ours, printed, 1e-12)
+    # Eqs. 3, 4 and 7 again: n - 1 times the covariance's part is n - 1 times beta.
+    ours, more = added(h, delta=delta, scale="algorithm_1"), beta * (h.size // h.shape[-1] - 1)
+    printed = torch_side.penalty_gradient(h, alpha, more, delta)
+    yield compared("VCReg: scale algorithm_1 with delta, float64", ours, printed, 1e-12)
 
 
 def label_smoothing() -> Iterator[Item]:
