@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from configs import recipes
 from train.config import DataConfig
-from train.grid import Grid
+from train.grid import Grid, Strengths
 from vcreg_jax import Sites, VCReg
 
 
@@ -37,10 +37,8 @@ def table3(name: str, title: str, data: DataConfig, classes: int, paper: dict[st
         title=title,
         train=recipes.resnet32_long_tail(tail, recipes.long_tail_images(classes, in_class)),
         search=recipes.resnet32_long_tail(most, recipes.long_tail_images(classes, in_class * 9 // 10)),
-        sites=Sites(block=VCReg()),
+        arms={"VCReg": Strengths(Sites(block=VCReg()), recipes.ALPHAS, recipes.BETAS)},
         learning_rates=(0.016, 0.008),
-        alphas=recipes.ALPHAS,
-        betas=recipes.BETAS,
         search_seeds=(100, 101, 102),
         seeds=(0, 1, 2),
         at_once=126,  # all of the search: 0.7 GB of states, and the activations of as many batches

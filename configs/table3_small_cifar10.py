@@ -14,7 +14,8 @@ from dataclasses import replace
 from configs.table3_cifar10_lt import get_config as at_paper_scale
 from train.augment import AugmentConfig, EvalTransformConfig
 from train.config import Cosine, TrainConfig
-from train.grid import Grid
+from train.grid import Grid, Strengths
+from vcreg_jax import Sites, VCReg
 
 
 def get_config() -> Grid:
@@ -26,8 +27,7 @@ def get_config() -> Grid:
         title="Table 3 in small: CIFAR-10-LT at 16 pixels, ResNet-32, 480 steps of 64 images",
         train=shortened(config.train, 480),
         search=shortened(config.search, 160),
-        alphas=(1.28, 0.16),
-        betas=(0.16, 0.01),
+        arms={"VCReg": Strengths(Sites(block=VCReg()), (1.28, 0.16), (0.16, 0.01))},
         search_seeds=(100,),
         at_once=10,
         vmapped=1,

@@ -4,13 +4,17 @@ from dataclasses import asdict, replace
 import jax
 import numpy as np
 import pytest
+from sklearn.neighbors import KNeighborsClassifier
 
 from configs import table3_cifar10_lt, table3_cifar100_lt
 from tests.test_grid import recipe
-from train import grid_search, grid_table
+from train import grid, grid_search, grid_table
+from train.config import NearestNeighborsConfig, ProbeConfig, Target
 from train.data import pipeline
-from train.grid import Grid, Setting
+from train.grid import Grid, Setting, Strengths
+from train.model import structure
 from train.saved_state import read_arrays
+from train.step import Normalize, make_predict, split
 from vcreg_jax import Sites, VCReg
 
 
@@ -21,10 +25,8 @@ def small(directory, **changes):
         title="In small",
         train=train,
         search=train,
-        sites=Sites(block=VCReg()),
+        arms={"VCReg": Strengths(Sites(block=VCReg()), (1.28,), (0.16,))},
         learning_rates=(4e-3, 8e-3),
-        alphas=(1.28,),
-        betas=(0.16,),
         search_seeds=(7,),
         seeds=(0, 1, 2),
         at_once=8,
@@ -52,7 +54,9 @@ def test_the_grid_is_that_of_appendix_c3(module):
 
 
 def result(rate, alpha, beta, seed, accuracy):
-    return asdict(Setting(rate, alpha, beta, seed)) | {"accuracy": accuracy, "loss": 1.0, "skipped": 0}
+    arm = "VCReg" if alpha else "baseline"
+    of = {"accuracy": accuracy, "score": accuracy, "loss": 1.0, "skipped": 0, "targets": {}}
+    return asdict(Setting(rate, alpha, beta, seed, arm)) | of
 
 
 def test_each_arms_point_with_the_best_mean_over_seeds_is_chosen():
@@ -63,8 +67,8 @@ def test_each_arms_point_with_the_best_mean_over_seeds_is_chosen():
         *(result(0.1, 1.0, 0.5, seed, accuracy) for seed, accuracy in enumerate((0.99, 0.1))),
         *(result(0.2, 1.0, 0.5, seed, accuracy) for seed, accuracy in enumerate((0.7, 0.7))),
     ]
-    assert grid_search.chosen(found, "baseline") == Setting(0.2, 0.0, 0.0, 0)
-    assert grid_search.chosen(found, "VCReg") == Setting(0.1, 1.0, 0.0, 0)  # the first of equals
+    assert grid_search.choose(found, "baseline") == Setting(0.2, 0.0, 0.0, 0)
+    assert grid_search.choose(found, "VCReg") == Setting(0.1, 1.0, 0.0, 0, "VCReg")  # the first of equals
 
 
 def test_a_search_tests_what_it_has_chosen_and_goes_on_to_the_bit(tmp_path):
@@ -75,7 +79,7 @@ def test_a_search_tests_what_it_has_chosen_and_goes_on_to_the_bit(tmp_path):
         path = folder / part / "program0" / "result.json"
         found |= {"path": path, "text": path.read_text(), "results": json.loads(path.read_text())}
     assert [own["seed"] for own in searched["results"]] == [7] * 4
-    best = [grid_search.chosen(searched["results"], arm) for arm in ("baseline", "VCReg")]
+    best = [grid_search.choose(searched["results"], arm) for arm in ("baseline", "VCReg")]
     expected = [replace(own, seed=seed) for seed in (0, 1, 2) for own in best]
     assert [{name: own[name] for name in asdict(best[0])} for own in final["results"]] == list(map(asdict, expected))
     test = pipeline.load(config.train.data, "test")
@@ -94,6 +98,64 @@ def test_a_search_tests_what_it_has_chosen_and_goes_on_to_the_bit(tmp_path):
 
     table = grid_table.gather(config)
     assert "the command" in grid_table.text(table)
+
+
+def test_probes_choose_where_there_are_targets_and_every_arm_is_tested(tmp_path):
+    config = small(tmp_path)
+    probes = {"L-BFGS": ProbeConfig("digit", l2_count=3), "20-NN": NearestNeighborsConfig("digit")}
+    strong = Sites(block=VCReg(scale="algorithm_1"))
+    config = replace(
+        config,
+        arms={**config.arms, "Algorithm 1": Strengths(strong, (1.28,), (0.16,))},
+        targets={name: Target(config.train.data, probe) for name, probe in probes.items()},
+        learning_rates=(4e-3,),
+        seeds=(0,),
+    )
+    folder = grid_search.run(config, "the command")
+    search, final = (
+        [own for path in sorted(folder.glob(f"{part}/*/result.json")) for own in json.loads(path.read_text())]
+        for part in ("search", "final")
+    )
+    assert [own["arm"] for own in search] == [own["arm"] for own in final] == ["baseline", "VCReg", "Algorithm 1"]
+    for own in search:
+        validation = [own["targets"][name]["validation_accuracy"] for name in probes]
+        assert own["score"] == pytest.approx(sum(validation) / 2)
+        assert not any("accuracy" in found for found in own["targets"].values())  # test images were not looked at
+    # The same weights by the ordinary tools: the network of the checkpoint, scikit-learn's neighbours.
+    data = config.train.data
+    plain = grid.without_regularizers(config.train, pipeline.load(data, "train"))
+    params = weights(folder / "final" / "program1", config, plain)
+    predict = make_predict(structure(plain)[0], Normalize(data.mean, data.std))
+    rows = {name: pipeline.load(data, name, "digit") for name in ("train", "test")}
+    features = {name: np.asarray(predict(params, {}, own.memory[0])[1], np.float64) for name, own in rows.items()}
+    unit = {name: own / np.linalg.norm(own, axis=1, keepdims=True) for name, own in features.items()}
+    nearest = KNeighborsClassifier(20, weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.07))
+    expected = nearest.fit(unit["train"], rows["train"].labels()).score(unit["test"], rows["test"].labels())
+    assert final[2]["targets"]["20-NN"]["accuracy"] == pytest.approx(expected, abs=1e-6)
+    assert final[2]["targets"]["L-BFGS"]["accuracy"] > 0.3
+    header, *rows = grid_table.final_rows(grid_table.gather(config))
+    assert header[4:6] == ["L-BFGS", "20-NN"] and f"{100 * expected:.2f}" == rows[2][5]
+    assert "Algorithm 1: learning rate" in grid_table.text(grid_table.gather(config))
+
+
+def weights(program, config, plain):
+    """The only setting's parameters, as the checkpoint has them."""
+    arrays = read_arrays(program / "checkpoints" / str(config.train.steps))[0]
+    _, params, _ = split(plain.create(0))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: np.asarray(arrays["/".join(["params", *(str(step.key) for step in path)])])[0], params
+    )
+
+
+def test_the_heat_map_shows_the_gain_of_every_point(tmp_path):
+    config = small(tmp_path, arms={"VCReg": Strengths(Sites(block=VCReg()), (0.5, 1.0), (0.1, 0.2, 0.4))})
+    search = [result(0.004, 0.0, 0.0, 7, 0.40), result(0.008, 0.0, 0.0, 7, 0.45)]
+    search += [result(0.004, 0.5, 0.1, 7, 0.50), result(0.008, 0.5, 0.1, 7, 0.55), result(0.004, 1.0, 0.4, 7, 0.40)]
+    axes = grid_table.heat_map(grid_table.GridTable(config, search, [], {})).axes[0]
+    shown = np.array([text.get_text() for text in axes.texts]).reshape(2, 3)
+    assert shown[0, 0] == "+10.0" and shown[1, 2] == "\N{MINUS SIGN}5.0"
+    assert sorted(set(shown.ravel())) == sorted({"+10.0", "\N{MINUS SIGN}5.0", "not run"})
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0.5", "1"]
 
 
 def test_the_table_shows_the_papers_numbers_beside_ours_and_every_point(tmp_path):
@@ -115,7 +177,7 @@ def test_the_table_shows_the_papers_numbers_beside_ours_and_every_point(tmp_path
         ["VCReg", "0.004, 1.28, 0.16", "71.2", "56.00 ± 1.73", "3"],
         ["VCReg less baseline", "", "+1.6", "+4.00 ± 1.53", ""],  # sqrt((4 + 3) / 3)
     ]
-    assert grid_table.search_rows(table) == [
+    assert grid_table.search_rows(table, "VCReg") == [
         ["learning rate", "alpha", "beta 0.16"],
         ["0.004", "baseline", "40.00"],
         ["0.004", "1.28", "45.00"],
@@ -130,11 +192,12 @@ def test_the_table_shows_the_papers_numbers_beside_ours_and_every_point(tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": ()}, "got none of seeds"),
-        ({"alphas": (), "betas": ()}, "got none of alphas, betas"),
+        ({"seeds": ()}, "at least one of each of its seeds; got none"),
+        ({"arms": {"VCReg": Strengths(Sites(block=VCReg()), (), (0.1,))}}, "an alpha and a beta, got 'VCReg'"),
+        ({"arms": {"baseline": Strengths(Sites(block=VCReg()), (1.0,), (0.1,))}}, "a name other than 'baseline'"),
         ({"at_once": 0}, "at_once >= 1"),
         ({"steps_per_call": 3}, "steps_per_call must divide the 4 steps, got 3"),
-        ({"sites": Sites()}, "needs a VCReg among its sites"),
+        ({"arms": {"VCReg": Strengths(Sites(), (1.0,), (0.1,))}}, "needs a VCReg among the sites of 'VCReg'"),
     ],
 )
 def test_a_grid_that_cannot_run_is_refused_in_one_line(tmp_path, changes, message):

@@ -218,6 +218,16 @@ class GradientProbeConfig:
 
 
 @dataclass(frozen=True)
+class NearestNeighborsConfig:
+    """The vote of the nearest training rows by cosine, weighted by exp(cosine / temperature); nothing is chosen."""
+
+    label: str  # the record's field that is the target
+    neighbours: int = 20
+    temperature: float = 0.07
+    protocol: str = "20 nearest neighbours"  # its name, which is shown with every result
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Train under every arm with every seed, probe the frozen features, compare; the first arm is the baseline."""
 
@@ -249,7 +259,7 @@ class Target:
     """A data set that frozen features are probed on."""
 
     data: DataConfig
-    probe: ProbeConfig | GradientProbeConfig
+    probe: ProbeConfig | GradientProbeConfig | NearestNeighborsConfig
     held_out: float | int | None = None  # training images that validate: a share, or so many a class; None: a split
     images: tuple[int, int, int] | None = None  # to train, validate and test, as the protocol has them; None: any
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train.config import TrainConfig
+from train.config import Target, TrainConfig
 from train.data.pipeline import Split
 from train.mesh import BATCH
 from train.model import Architecture, structure
@@ -26,31 +26,41 @@ from train.optim import make_optimizer
 from train.step import Normalize, State, eval_sums, initial_state, make_loss, make_update, split, weights_to_use
 from vcreg_jax import Sites, VCReg
 
+BASELINE = "baseline"  # the arm that every grid has: no regularizer
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """An arm of a grid: VCReg at these sites, with every alpha and every beta in place of its own."""
+
+    sites: Sites
+    alphas: tuple[float, ...]
+    betas: tuple[float, ...]
+
 
 @dataclass(frozen=True)
 class Grid:
-    """A recipe without a regularizer and at every weight of one, each at every learning rate, trained together.
+    """A recipe without a regularizer and at every strength of one, each at every learning rate, trained together.
 
-    Every point is trained with every search seed by `search`. Of the points without a regularizer the one whose
-    validation accuracy is best, on average over these seeds, goes on, and so does the best of the others: they are
-    trained by `train` with every seed and tested.
+    Every point is trained with every search seed by `search`. Of each arm, and of the baseline, the point that scores
+    best on validation images, on average over these seeds, goes on: it is trained by `train` with every seed and
+    tested. The score is the network's own accuracy or, if there are targets, the mean accuracy of their probes.
     """
 
     name: str  # of the folder under `runs_directory`
     title: str  # of the table
     train: TrainConfig  # its learning rate is replaced by the grid's
     search: TrainConfig  # the same with other data or fewer steps; its validation images choose
-    sites: Sites  # the weights of their VCReg are replaced by the grid's
+    arms: dict[str, Strengths]  # by name; the baseline is an arm beside them
     learning_rates: tuple[float, ...]
-    alphas: tuple[float, ...]
-    betas: tuple[float, ...]
     search_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
     at_once: int  # settings in a program: as many as memory holds
     vmapped: int | None = None  # of these, how many at a time (None: all); on a CPU 1: grouped convolutions are slow
     steps_per_call: int = 10  # of the program; the run may be killed between two
+    targets: dict[str, Target] = field(default_factory=dict)  # on which frozen features are probed, by name
     runs_directory: str = "runs"
-    paper: dict[str, float] = field(default_factory=dict)  # the paper's test accuracies in %, "baseline" and "VCReg"
+    paper: dict[str, float] = field(default_factory=dict)  # the paper's test accuracies in %, by arm
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ class Setting:
     alpha: float
     beta: float
     seed: int
+    arm: str = BASELINE
 
 
 class Images(NamedTuple):

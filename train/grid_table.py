@@ -1,4 +1,4 @@
-"""A grid of settings as a table: what the search found at every point, and the paper's test accuracies beside ours.
+"""A grid of settings as tables and a heat map: what the search found, and the paper's test accuracies beside ours.
 
 <runs>/<name>/grid.json                   how the run was made; missing while it goes on
 <runs>/<name>/search/program<i>/result.json, <runs>/<name>/final/program<i>/result.json
@@ -11,9 +11,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from train import page
-from train.grid import Grid
-from train.grid_search import ARMS, BASELINE, VCREG, Result, arm_of, by_point
+import numpy as np
+from matplotlib.figure import Figure
+
+from train import figures, page
+from train.grid import BASELINE, Grid
+from train.grid_search import FINAL, SEARCH, Result, by_point
 from train.run_folder import write_json
 from train.tables import NOT_RUN, Cell, gain
 
@@ -31,7 +34,7 @@ class GridTable:
 def gather(config: Grid) -> GridTable:
     """The results that lie in the run folder of `config`; a folder that is not there has none."""
     folder = Path(config.runs_directory) / config.name
-    search, final = ([own for path in _in_order(folder / part) for own in _read(path)] for part in ("search", "final"))
+    search, final = ([own for path in _in_order(folder / part) for own in _read(path)] for part in (SEARCH, FINAL))
     made = json.loads(path.read_text()) if (path := folder / "grid.json").exists() else {}
     return GridTable(config, search, final, made)
 
@@ -42,41 +45,79 @@ def _in_order(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> list[Result]:
     try:
-        return [own | {"accuracy": float(own["accuracy"])} for own in json.loads(path.read_text())]
+        numbers = ("accuracy", "score")
+        return [own | {name: float(own[name]) for name in numbers} for own in json.loads(path.read_text())]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no result of a grid ({error}). Delete it and run the config again.") from None
 
 
-def _cell(results: Sequence[Result]) -> Cell:
-    return Cell({own["seed"]: 100 * own["accuracy"] for own in results})
+def _cell(results: Sequence[Result], column: str) -> Cell:
+    """The score, the network's own accuracy, or a target's, of every seed in %."""
+    read = {"score": lambda own: own["score"], "": lambda own: own["accuracy"]}
+    of = read.get(column, lambda own: own["targets"][column]["accuracy"])
+    return Cell({own["seed"]: 100 * of(own) for own in results})
 
 
 def final_rows(table: GridTable) -> list[list[str]]:
-    """The header; the paper's accuracies and ours with the point that was chosen; ours less the baseline."""
-    lines = [["", "learning rate, alpha, beta", "paper", "ours", "n"]]
-    cells = {arm: _cell([own for own in table.final if arm_of(own) == arm]) for arm in ARMS}
-    for arm, cell in cells.items():
-        points = by_point([own for own in table.final if arm_of(own) == arm])
-        paper = table.config.paper.get(arm)
-        point = "; ".join(", ".join(f"{value:g}" for value in point) for point in points)
-        lines.append([arm, point, "" if paper is None else f"{paper:.1f}", str(cell), str(cell.n)])
-    paper = table.config.paper
-    difference = f"{paper[VCREG] - paper[BASELINE]:+.1f}" if paper.keys() >= set(ARMS) else ""
-    lines.append([f"{VCREG} less {BASELINE}", "", difference, gain(cells[VCREG], cells[BASELINE]), ""])
+    """The header; each arm with the point that was chosen, the paper's accuracy and ours; each less the baseline."""
+    columns, paper, arms = ("", *table.config.targets), table.config.paper, (BASELINE, *table.config.arms)
+    lines = [["", "learning rate, alpha, beta", "paper", "ours", *table.config.targets, "n"]]
+    cells = {arm: [_cell([own for own in table.final if own["arm"] == arm], name) for name in columns] for arm in arms}
+    for arm, own in cells.items():
+        point = "; ".join(", ".join(f"{value:g}" for value in point) for point in by_point(table.final, arm))
+        lines.append([arm, point, f"{paper[arm]:.1f}" if arm in paper else "", *map(str, own), str(own[0].n)])
+    for arm in arms[1:]:
+        difference = f"{paper[arm] - paper[BASELINE]:+.1f}" if paper.keys() >= {arm, BASELINE} else ""
+        gains = [gain(own, against) for own, against in zip(cells[arm], cells[BASELINE], strict=True)]
+        lines.append([f"{arm} less {BASELINE}", "", difference, *gains, ""])
     return lines
 
 
-def search_rows(table: GridTable) -> list[list[str]]:
-    """The header; a line for every learning rate and alpha, with a column for every beta; alpha = beta = 0 first."""
-    cells = {point: _cell(found) for point, found in by_point(table.search).items()}
-    lines = [["learning rate", "alpha", *(f"beta {beta:g}" for beta in table.config.betas)]]
+def search_rows(table: GridTable, arm: str) -> list[list[str]]:
+    """The header; for every learning rate the baseline, then a line for every alpha with a column for every beta."""
+    alphas, betas = table.config.arms[arm].alphas, table.config.arms[arm].betas
+    cells = {point: _cell(at_point, "score") for point, at_point in by_point(table.search, arm).items()}
+    baseline = {point[0]: _cell(at_point, "score") for point, at_point in by_point(table.search, BASELINE).items()}
+    lines = [["learning rate", "alpha", *(f"beta {beta:g}" for beta in betas)]]
     for rate in table.config.learning_rates:
-        none = str(cells.get((rate, 0.0, 0.0), NOT_RUN))
-        lines.append([f"{rate:g}", BASELINE, none, *[""] * (len(table.config.betas) - 1)])
-        for alpha in table.config.alphas:
-            own = [str(cells.get((rate, alpha, beta), NOT_RUN)) for beta in table.config.betas]
+        lines.append([f"{rate:g}", BASELINE, str(baseline.get(rate, NOT_RUN)), *[""] * (len(betas) - 1)])
+        for alpha in alphas:
+            own = [str(cells.get((rate, alpha, beta), NOT_RUN)) for beta in betas]
             lines.append([f"{rate:g}", f"{alpha:g}", *own])
     return lines
+
+
+@figures.styled
+def heat_map(table: GridTable) -> Figure:
+    """The search's gain over the best baseline at every alpha and beta, a panel for each arm; of rates the best."""
+    arms = table.config.arms
+    gains = {arm: _gains(table, arm) for arm in arms}
+    finite = [np.abs(own[np.isfinite(own)]).max(initial=0) for own in gains.values()]
+    most = max(*finite, 1e-9) if len(finite) > 1 else max(finite[0], 1e-9)
+    widths = [len(own.betas) for own in arms.values()]
+    figure = Figure(figsize=(1.5 + 0.75 * sum(widths), 1.4 + 0.45 * max(len(own.alphas) for own in arms.values())))
+    panels = figure.subplots(1, len(arms), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
+    for axes, (arm, own) in zip(panels, arms.items(), strict=True):
+        axes.imshow(gains[arm], cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+        axes.set_xticks(range(len(own.betas)), [f"{beta:g}" for beta in own.betas])
+        axes.set_yticks(range(len(own.alphas)), [f"{alpha:g}" for alpha in own.alphas])
+        axes.set(title=arm, xlabel="beta", ylabel="alpha" if axes is panels[0] else None)
+        axes.grid(False)
+        for (row, column), value in np.ndenumerate(gains[arm]):
+            ink = "white" if abs(value) > 0.6 * most else "black"
+            shown = f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") if np.isfinite(value) else NOT_RUN
+            axes.text(column, row, shown, ha="center", va="center", color=ink, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _gains(table: GridTable, arm: str) -> np.ndarray:
+    """Points of accuracy in % over the best baseline, (alphas, betas); NaN where nothing was run."""
+    own, means = table.config.arms[arm], {}
+    for (_, alpha, beta), at_point in by_point(table.search, arm).items():
+        means[alpha, beta] = max(means.get((alpha, beta), -np.inf), _cell(at_point, "score").mean)
+    none = max((_cell(found, "score").mean for found in by_point(table.search, BASELINE).values()), default=np.nan)
+    return np.array([[means.get((alpha, beta), np.nan) - none for beta in own.betas] for alpha in own.alphas])
 
 
 def notes(table: GridTable) -> list[str]:
@@ -87,8 +128,9 @@ def notes(table: GridTable) -> list[str]:
     where = config.search.data.validation_split, config.search.data.train_split
     said = [
         "Test accuracy in %: mean ± standard deviation over n seeds; the difference ± its standard error.",
-        f"The search: accuracy on validation images ({where[0]}, training images of {where[1]}), seeds "
-        f"{', '.join(map(str, config.search_seeds))}; the best mean of each arm was trained anew and tested.",
+        f"The search: {'mean accuracy of the probes' if config.targets else 'accuracy'} on validation images "
+        f"({where[0]}, training images of {where[1]}), seeds {', '.join(map(str, config.search_seeds))}; the best mean "
+        "of each arm was trained anew and tested.",
         f"{config.train.model.name}, batch {config.train.batch_size}, {config.train.steps} steps, "
         f"{config.search.steps} in the search.",
     ]
@@ -106,8 +148,17 @@ def text(table: GridTable) -> str:
     """Both tables in Markdown, with how they were made."""
     parts = [table.config.title]
     if table.search:
-        parts += ["\n".join(_markdown(rows)) for rows in (final_rows(table), search_rows(table))]
+        parts += ["\n".join(_markdown(rows)) for rows in _all_rows(table)]
     return "\n\n".join([*parts, *notes(table)])
+
+
+def _all_rows(table: GridTable) -> list[list[list[str]]]:
+    """The table of the final runs, then the search's for each arm, which names it in its corner."""
+    searches = []
+    for arm in table.config.arms:
+        header, *body = search_rows(table, arm)
+        searches.append([[f"{arm}: {header[0]}", *header[1:]], *body])
+    return [final_rows(table), *searches]
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -119,6 +170,10 @@ def write(name: str, tables: Sequence[GridTable], folder: Path) -> Path:
     """The path of `<name>.html`, which needs no network; beside it lies `<name>.json` with every number."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", {table.config.name: as_json(table) for table in tables})
+    for table in tables:
+        if table.search:
+            path = folder / f"{table.config.name}.svg"
+            heat_map(table).savefig(path, facecolor="white", metadata={"Date": None})
     path = folder / f"{name}.html"
     path.write_text(page.page(name, "".join(map(_section, tables))), encoding="utf-8")
     return path
@@ -131,7 +186,7 @@ def as_json(table: GridTable) -> dict[str, Any]:
 
 
 def _section(table: GridTable) -> str:
-    shown = (final_rows(table), search_rows(table)) if table.search else ()
+    shown = _all_rows(table) if table.search else []
     return "".join(
         [
             f"<h2>{escape(table.config.title)}</h2>",

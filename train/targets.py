@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import vcreg_jax as vc
-from train import gradient_probe, probe
-from train.config import GradientProbeConfig, ProbeConfig, Target
+from train import gradient_probe, probe, quick_probes
+from train.config import GradientProbeConfig, NearestNeighborsConfig, ProbeConfig, Target
 from train.data import pipeline
 from train.probe import Split
 
@@ -41,6 +41,8 @@ def validated(target: Target, features_of: FeaturesOf) -> dict[str, Any]:
     if isinstance(target.probe, GradientProbeConfig):
         selection = gradient_probe.select(target.probe, train, val, _num_classes(target))
         return {"validation_accuracy": float(selection.validation_accuracy.max())}
+    if isinstance(target.probe, NearestNeighborsConfig):
+        return {"validation_accuracy": _nearest_accuracy(target.probe, train, val, _num_classes(target))}
     selection = probe.select(train, val, **_arguments(target, target.probe))
     return {"validation_accuracy": float(selection.validation_accuracy.max()), "l2": selection.l2}
 
@@ -52,6 +54,12 @@ def tested(target: Target, features_of: FeaturesOf) -> dict[str, Any]:
         "effective_rank": float(vc.metrics.effective_rank(jnp.asarray(train.features))),
         "images": [len(np.asarray(split.labels)) for split in splits],
     }
+    if isinstance(target.probe, NearestNeighborsConfig):
+        validation, of_test = (
+            _nearest_accuracy(target.probe, train, rows, _num_classes(target)) for rows in (val, test)
+        )
+        found = {"accuracy": of_test, "validation_accuracy": validation, "protocol": target.probe.protocol}
+        return found | {"converged": True} | about
     if isinstance(target.probe, GradientProbeConfig):
         found = gradient_probe.select_and_test(target.probe, train, val, test, _num_classes(target))
         chosen = {"learning_rate": found.learning_rate, "converged": True}  # to its last step, as the protocol has it
@@ -66,6 +74,13 @@ def tested(target: Target, features_of: FeaturesOf) -> dict[str, Any]:
         "protocol": found.protocol,
     }
     return accuracies | chosen | about
+
+
+def _nearest_accuracy(config: NearestNeighborsConfig, train: Split, rows: Split, num_classes: int) -> float:
+    features, labels = train.features, train.labels
+    how = {"neighbours": config.neighbours, "temperature": config.temperature}
+    nearest = quick_probes.knn(features, labels, rows.features, num_classes, **how)
+    return float((np.asarray(nearest) == np.asarray(rows.labels)).mean())
 
 
 def held_out(labels: np.ndarray, how_many: float | int) -> np.ndarray:

@@ -1,0 +1,51 @@
+"""How strong must VCReg be? Digits: both conventions, from too weak to too strong, with and without smooth L1.
+
+Paper  grid of alpha 0.16 to 1.28 and beta 0.01 to 0.16 (Appendix A); which point won is not said
+Ours   docs/results/strength.md
+Run    python -m train run configs/strength_digits.py; python -m train report strength
+Cost   138 runs of the search and 40 final ones, about 17 s each on one CPU core
+
+The training is that of digits.py. All points are tried with two seeds and chosen by three probes of the ten digits on
+validation images; the best point of each arm is trained with ten other seeds and tested.
+"""
+
+from dataclasses import replace
+
+from configs import digits, probes
+from train.config import NearestNeighborsConfig, Target
+from train.grid import Grid, Strengths
+from vcreg_jax import Sites, VCReg
+
+ALPHAS = (0.16, 0.64, 1.28, 2.56, 10.24)
+ALGORITHM_1 = (0.0025, 0.01, 0.04, 0.16, 0.64, 2.56)
+EQUATION_4 = (0.16, 2.56, 40.0, 640.0)
+
+
+def get_config() -> Grid:
+    """No regularizer, Eq. 4's gradient, Algorithm 1's, and Algorithm 1's with delta = 1."""
+    config = digits.get_config()
+    train = replace(config.train, save_every=100)
+    return Grid(
+        name="strength_digits",
+        title="Digits: closed loop or not, then the ten digits",
+        train=train,
+        search=train,
+        arms={
+            "Algorithm 1": Strengths(Sites(block=VCReg(scale="algorithm_1")), ALPHAS, ALGORITHM_1),
+            "Algorithm 1, delta 1": Strengths(
+                Sites(block=VCReg(scale="algorithm_1", delta=1.0)), ALPHAS[1:4], ALGORITHM_1
+            ),
+            "Eq. 4": Strengths(Sites(block=VCReg(scale="equation_4")), ALPHAS, EQUATION_4),
+        },
+        learning_rates=(4e-3,),
+        search_seeds=(100, 101),
+        seeds=tuple(range(10)),
+        at_once=31,
+        vmapped=1,
+        steps_per_call=50,
+        targets={
+            "L-BFGS": Target(train.data, config.probe),
+            "AdamW": Target(train.data, replace(probes.SUBCLASSES, label="digit")),
+            "20-NN": Target(train.data, NearestNeighborsConfig("digit")),
+        },
+    )
