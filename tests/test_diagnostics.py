@@ -83,6 +83,17 @@ def test_a_run_looks_at_its_interval_and_not_before_its_first_step(config, tmp_p
     assert looks[0]["block 1/effective_rank"] != looks[1]["block 1/effective_rank"]
 
 
+def test_a_layer_whose_regularizer_overpowers_the_task_is_named_at_step_1_and_once(config, tmp_path, capsys):
+    strong = vc.Sites(block=vc.VCReg(alpha=0.0, beta=1e-9), features=vc.VCReg(alpha=1e4, beta=0.0))
+    config = replace(config, diagnose_every=2, steps=3)  # at step 1, and at step 2
+    loop.train(config, strong, 0, tmp_path, "run")
+    said = [line for line in capsys.readouterr().err.splitlines() if "times the task's" in line]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    looks = {line["step"]: line for line in lines if line["split"] == "layers"}
+    assert list(looks) == [1, 2] and looks[1]["features/gradient_ratio"] > 10 > looks[1]["block 1/gradient_ratio"]
+    assert len(said) == 1 and "features: the regularizer's gradient is" in said[0]
+
+
 def test_a_layer_that_collapses_is_named_with_the_reason():
     found = {
         "block 1/effective_rank": 1.4, "block 1/mean_std": 1.0,

@@ -177,7 +177,7 @@ class TrainConfig:
     save_every: int = 500  # steps
     log_every: int = 10  # steps
     monitor_images: int = 0  # training images whose features are probed at every evaluation; `train.monitor`
-    diagnose_every: int = 0  # steps between looks into every layer (`train.diagnostics`), 500 in long runs; 0: never
+    diagnose_every: int = 0  # steps between looks into every layer (`train.diagnostics`), beside step 1; 0: never
     tensorboard: bool = False  # event files beside metrics.jsonl; needs the extra `tensorboard`
     hang_seconds: float = 600.0  # for a step, a batch or a checkpoint, then the run ends; ten times as long to compile
     checkpoints: CheckpointConfig = CheckpointConfig()

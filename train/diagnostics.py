@@ -21,23 +21,29 @@ from train.step import Normalize, State, make_loss
 from vcreg_jax import Regularizer, Sites
 
 FEWEST_DIRECTIONS, SMALLEST_STD = 2.0, 1e-2  # below which a layer is said to collapse
+LARGEST_RATIO = 10.0  # of the regularizer's gradient over the task's, beyond which it is said to be strong
 
 
 class Diagnostics:
-    """Looks into the layers of one run, and says so when one of them begins to collapse."""
+    """Looks into the layers of one run. Says so when one begins to collapse, or its regularizer overpowers the task."""
 
     def __init__(self, architecture: Architecture, normalize: Normalize, objective: Objective):
         self._make = functools.partial(make_look, architecture, normalize, objective)
         self._warned: set[str] = set()
 
     def look(self, step: int, state: State, batch: Batch, seed: int, log: RunLog) -> None:
-        """Writes one line of the split "layers"; on the terminal a line for each layer that collapses, once."""
+        """Writes one line of the split "layers"; on the terminal a line for each layer with a warning, once."""
         found = {name: float(value) for name, value in jax.device_get(self._make()(state, batch, seed)).items()}
         log.layers(step, found)
-        for layer, why in collapsed(found).items():
-            if layer not in self._warned:
-                self._warned.add(layer)
-                log.warn(step, [f"{layer} collapses: {why}"])
+        warnings = [f"{layer} collapses: {why}" for layer, why in collapsed(found).items()]
+        warnings += [
+            f"{layer}: the regularizer's gradient is {ratio:.0f} times the task's: if accuracy suffers, weaken it"
+            for layer, ratio in overpowered(found).items()
+        ]
+        for warning in warnings:
+            if (key := warning.split(":")[0]) not in self._warned:
+                self._warned.add(key)
+                log.warn(step, [warning])
 
 
 def collapsed(found: dict[str, float]) -> dict[str, str]:
@@ -52,6 +58,13 @@ def collapsed(found: dict[str, float]) -> dict[str, str]:
         elif std < SMALLEST_STD:
             reasons[layer] = f"a mean standard deviation of {std:.1e}"
     return reasons
+
+
+def overpowered(found: dict[str, float]) -> dict[str, float]:
+    """The layers whose regularizer's gradient exceeds the task's tenfold, with how many times."""
+    suffix = "/gradient_ratio"
+    ratios = {name.removesuffix(suffix): value for name, value in found.items() if name.endswith(suffix)}
+    return {layer: ratio for layer, ratio in ratios.items() if ratio > LARGEST_RATIO}
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,7 +108,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                         stop_if_stuck(config, run, state, seed, directory)
                         break
                     batch = next(batches)
-                    if config.diagnose_every and step and step % config.diagnose_every == 0:
+                    if config.diagnose_every and (step == 1 or (step and step % config.diagnose_every == 0)):
                         diagnostics.look(step, state, batch, seed, log)
                     state, metrics = train_step(state, batch, seed)
                     preemption.step_taken()

@@ -1,0 +1,66 @@
+"""How strong must VCReg be? Fashion-MNIST: trained on three kinds of things, probed on the ten classes.
+
+Paper  does not have it
+Ours   docs/results/strength.md
+Run    apt-get install dataset-fashion-mnist; python -m train prepare fashion_mnist
+       python -m train run configs/strength_fashion.py --point short; --point long; python -m train report strength
+Cost   22 runs a length; at 16 pixels about 1 minute (short) and 3 minutes (long) each on one CPU core
+
+The network is that of digits.py, so that the data alone differ. 10,000 images at 16 pixels with shifts and flips.
+"short" ends where the accuracy on the three kinds levels off, "long" is four times that. Every arm has as many points.
+"""
+
+from dataclasses import replace
+
+from configs import fashion_mnist, probes
+from configs.strength_digits import get_config as of_digits
+from train.augment import AugmentConfig, EvalTransformConfig
+from train.config import AdamW, Cosine, NearestNeighborsConfig, OptimizerConfig, ProbeConfig, Target
+from train.grid import Grid, Strengths
+from vcreg_jax import Sites, VCReg
+
+PROBE = ProbeConfig("label", "in small", l2_low=1e-2, l2_high=1e5, l2_count=15, standardize=True, tolerance=1e-3)
+
+
+def get_config() -> Grid:
+    """The short training."""
+    return sweep()["short"]
+
+
+def sweep() -> dict[str, Grid]:
+    """Two lengths."""
+    return {"short": _grid("short", 400), "long": _grid("long", 1600)}
+
+
+def _grid(length: str, steps: int) -> Grid:
+    data = replace(
+        fashion_mnist.get_config().train.data,
+        label="kind",
+        augment=AugmentConfig(max_shift=2, flip=0.5),
+        evaluation=EvalTransformConfig(resize=16),
+        train_split="train[:10000]",
+        validation_split="train[55000:]",
+    )
+    digits = of_digits()
+    optimizer = OptimizerConfig(AdamW(weight_decay=0.05), Cosine(4e-3, warmup_steps=steps // 10))
+    train = replace(digits.train, data=data, optimizer=optimizer, steps=steps, eval_every=steps)
+    alphas = (0.64, 2.56)
+    return replace(
+        digits,
+        name=f"strength_fashion_{length}",
+        title=f"Fashion-MNIST, {steps} steps: three kinds, then the ten classes",
+        train=train,
+        search=train,
+        arms={
+            "Algorithm 1": Strengths(Sites(block=VCReg(scale="algorithm_1")), alphas, (0.0025, 0.04)),
+            "Eq. 4": Strengths(Sites(block=VCReg(scale="equation_4")), alphas, (0.16, 2.56)),
+        },
+        search_seeds=(100,),
+        seeds=(0, 1, 2),
+        at_once=5,
+        targets={
+            "L-BFGS": Target(data, PROBE),
+            "AdamW": Target(data, replace(probes.SUBCLASSES, label="label")),
+            "20-NN": Target(data, NearestNeighborsConfig("label")),
+        },
+    )
