@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vcreg_jax as vc
 from tests import reference
+from tests.torch_models import FAMILIES, batch
 from vcreg_jax import sampling
 from vcreg_jax.statistics import covariance
 
@@ -249,3 +251,34 @@ def test_a_layer_costs_one_all_reduce_and_none_in_groups(scope, expected, axis_t
         program = gradient.lower(h).compile({"xla_backend_optimization_level": "0"}).as_text()
     found = re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", program)
     assert Counter(found) == Counter(expected)
+
+
+def test_a_resnets_gradients_are_those_of_the_loss_with_the_penalty_of_every_block(x64):
+    reg = vc.VCReg(20.0, 30.0, scope=2, sample=2)
+    family, seen = FAMILIES["CIFAR resnet, option B, 4 channels"], []
+    images, labels = batch(family, n=8)
+
+    def gradients(sites):
+        model = family.ours(num_classes=10, sites=sites, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def loss(params):
+            seen.clear()
+            logits, _ = nnx.merge(graph, params, rest, copy=True)(jnp.asarray(images), train=True)
+            return vc.losses.cross_entropy(logits, jnp.asarray(labels)).mean() + sum(reg.penalty(h) for h in seen)
+
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(params))
+
+    written_out = gradients(vc.Sites(block=lambda h: seen.append(h) or h))
+    assert len(seen) == 3
+    for mine, theirs in zip(gradients(vc.Sites(block=reg)), written_out, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("reg", [vc.VCReg(sample=2), vc.VCReg(scope=2, sample=2), vc.VCReg(scope=2)], ids=repr)
+def test_a_program_may_be_exported_for_any_batch(reg):
+    (batch_size,) = jax.export.symbolic_shape("b")
+    any_batch = jax.ShapeDtypeStruct((batch_size, 6, 6, 5), jnp.float32)
+    program = jax.export.export(jax.jit(reg))(any_batch)
+    h = jnp.asarray(features((3, 6, 6, 5)), jnp.float32)
+    np.testing.assert_array_equal(program.call(h), h)

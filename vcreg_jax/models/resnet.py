@@ -15,7 +15,6 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from vcreg_jax.models.fork import fork
 from vcreg_jax.models.layers import BatchNorm, DropPath, linear_rates, run_blocks, torch_default, torch_default_bias
 from vcreg_jax.regularizers import Regularizer, Sites, identity
 
@@ -77,10 +76,9 @@ class Projection(nnx.Module):
 
 
 class Block(nnx.Module):
-    """relu(drop_path(convolutions(x)) + shortcut(x)), x being the regularized output of the block before.
+    """relu(drop_path(convolutions(x)) + shortcut(x)), regularized.
 
-    A norm follows each convolution, and a relu each but the last. Outputs are regularized where the next block divides
-    them into branch and shortcut, since that costs least: see `fork`.
+    A norm follows each convolution, and a relu each but the last.
     """
 
     def __init__(
@@ -90,7 +88,6 @@ class Block(nnx.Module):
         strides: Sequence[int],
         shortcut: nnx.Module | None,
         drop_rate: float,
-        regularize: Regularizer,
         common: Common,
     ):
         shapes = zip(dims[:-1], dims[1:], kernels, strides, strict=True)
@@ -98,41 +95,27 @@ class Block(nnx.Module):
         self.norms = nnx.List(common.norm(dim) for dim in dims[1:])
         self.shortcut = shortcut
         self.drop_path = DropPath(drop_rate)
-        self.regularize = regularize
+        self.regularize = common.sites.block
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         """The block's output."""
-        x, shortcut = fork(self.regularize, x)
         y = self.norms[0](self.convs[0](x), train)
         for conv, norm in zip(self.convs[1:], self.norms[1:], strict=True):
             y = norm(conv(jax.nn.relu(y)), train)
-        shortcut = shortcut if self.shortcut is None else self.shortcut(shortcut, train)
-        return jax.nn.relu(self.drop_path(y, rngs) + shortcut)
+        shortcut = x if self.shortcut is None else self.shortcut(x, train)
+        return self.regularize(jax.nn.relu(self.drop_path(y, rngs) + shortcut))
 
 
-def basic_block(in_dim: int, dim: int, stride: int, drop_rate: float, regularize: Regularizer, common: Common) -> Block:
+def basic_block(in_dim: int, dim: int, stride: int, drop_rate: float, common: Common) -> Block:
     """Two 3x3 convolutions, the first with the stride; a projection where the shapes differ."""
     shortcut = Projection(in_dim, dim, stride, common) if stride > 1 or in_dim != dim else None
-    return Block((in_dim, dim, dim), (3, 3), (stride, 1), shortcut, drop_rate, regularize, common)
+    return Block((in_dim, dim, dim), (3, 3), (stride, 1), shortcut, drop_rate, common)
 
 
-def bottleneck_block(
-    in_dim: int, dim: int, stride: int, drop_rate: float, regularize: Regularizer, common: Common
-) -> Block:
+def bottleneck_block(in_dim: int, dim: int, stride: int, drop_rate: float, common: Common) -> Block:
     """1x1, 3x3 and 1x1 convolutions, the middle one with the stride, the last four times as wide."""
     shortcut = Projection(in_dim, 4 * dim, stride, common) if stride > 1 or in_dim != 4 * dim else None
-    return Block((in_dim, dim, dim, 4 * dim), (1, 3, 1), (1, stride, 1), shortcut, drop_rate, regularize, common)
-
-
-class Pooling(nnx.Module):
-    """The mean over all positions of the regularized output of the last block."""
-
-    def __init__(self, sites: Sites):
-        self.regularize = sites.block
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-        """The features of whole images."""
-        return self.regularize(x).mean(axis=(1, 2))
+    return Block((in_dim, dim, dim, 4 * dim), (1, 3, 1), (1, stride, 1), shortcut, drop_rate, common)
 
 
 class ResNet(nnx.Module):
@@ -177,7 +160,7 @@ class ResNet(nnx.Module):
         self.stem_conv = common.conv(in_channels, width, 7, 2)
         self.stem_norm = common.norm(width)
         rates = iter(linear_rates(stochastic_depth, sum(depths)))
-        dim, regularize_input = width, identity  # the stem's output is no site
+        dim = width
         self.stages = nnx.List()
         for stage, depth in enumerate(depths):
             inner = width * 2**stage
@@ -185,10 +168,9 @@ class ResNet(nnx.Module):
             for index in range(depth):
                 stride = 2 if stage and not index else 1
                 block = bottleneck_block if bottleneck else basic_block
-                blocks.append(block(dim, inner, stride, next(rates), regularize_input, common))
-                dim, regularize_input = 4 * inner if bottleneck else inner, sites.block
+                blocks.append(block(dim, inner, stride, next(rates), common))
+                dim = 4 * inner if bottleneck else inner
             self.stages.append(blocks)
-        self.pool = Pooling(sites)
         self.head = None if features_only else common.linear(dim, num_classes, torch_default)
         self.regularize = sites.features
         self.remat = remat
@@ -206,5 +188,5 @@ class ResNet(nnx.Module):
         x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), border)
         for blocks in self.stages:
             x = run_blocks(blocks, x, train=train, rngs=rngs if train else None, remat=self.remat)
-        features = self.regularize(self.pool(x))
+        features = self.regularize(x.mean(axis=(1, 2)))
         return None if self.head is None else self.head(features), features

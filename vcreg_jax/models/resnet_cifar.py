@@ -14,8 +14,8 @@ from jaxtyping import Float
 
 from vcreg_jax.models.convolution import Convolution
 from vcreg_jax.models.layers import linear_rates, run_blocks
-from vcreg_jax.models.resnet import Block, Common, Pooling, Scope, basic_block
-from vcreg_jax.regularizers import Sites, identity
+from vcreg_jax.models.resnet import Block, Common, Scope, basic_block
+from vcreg_jax.regularizers import Sites
 
 _he_fan_in = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -77,7 +77,6 @@ class CifarResNet(nnx.Module):
         self.stem_conv = common.conv(in_channels, 16, 3, 1)
         self.stem_norm = common.norm(16)
         rates = iter(linear_rates(stochastic_depth, 3 * blocks_per_stage))
-        regularize_input = identity  # the stem's output is no site
         self.stages = nnx.List()
         for stage, dim in enumerate((16, 32, 64)):
             blocks = nnx.List()
@@ -86,13 +85,11 @@ class CifarResNet(nnx.Module):
                 if first and shortcut == "A":
                     halved = Subsampling(dim // 2, dim, sites)
                     dims = dim // 2, dim, dim
-                    blocks.append(Block(dims, (3, 3), (2, 1), halved, next(rates), regularize_input, common))
+                    blocks.append(Block(dims, (3, 3), (2, 1), halved, next(rates), common))
                 else:
                     stride, in_dim = (2, dim // 2) if first else (1, dim)
-                    blocks.append(basic_block(in_dim, dim, stride, next(rates), regularize_input, common))
-                regularize_input = sites.block
+                    blocks.append(basic_block(in_dim, dim, stride, next(rates), common))
             self.stages.append(blocks)
-        self.pool = Pooling(sites)
         self.head = None if features_only else common.linear(64, num_classes, _he_fan_in)
         self.regularize = sites.features
         self.remat = remat
@@ -108,5 +105,5 @@ class CifarResNet(nnx.Module):
         x = jax.nn.relu(self.stem_norm(self.stem_conv(images), train))
         for blocks in self.stages:
             x = run_blocks(blocks, x, train=train, rngs=rngs if train else None, remat=self.remat)
-        features = self.regularize(self.pool(x))
+        features = self.regularize(x.mean(axis=(1, 2)))
         return None if self.head is None else self.head(features), features
