@@ -66,17 +66,21 @@ def test_a_run_may_move_to_another_mesh_and_disk_but_not_change_its_batch_or_opt
             _claimed(tmp_path, replace(config, train=replace(config.train, **changes)))
 
 
-def test_a_regularizers_weight_may_change_with_a_warning_while_no_run_of_its_arm_is_finished(tmp_path, config, capsys):
+@pytest.mark.parametrize("arm", ["VCReg", "alpha=0.64 beta=0.08"])  # as `recipes.sweep` names them
+def test_a_regularizers_weight_may_change_with_a_warning_while_no_run_of_its_arm_is_finished(
+    tmp_path, config, capsys, arm
+):
+    config = replace(config, arms={"baseline": vc.Sites(), arm: vc.Sites(block=vc.VCReg(alpha=0.64, beta=0.08))})
     _claimed(tmp_path, config)
-    weaker = replace(config, arms=config.arms | {"VCReg": vc.Sites(block=vc.VCReg(alpha=0.32, beta=0.08))})
+    weaker = replace(config, arms=config.arms | {arm: vc.Sites(block=vc.VCReg(alpha=0.32, beta=0.08))})
     (tmp_path / "baseline" / "seed0").mkdir(parents=True)
     (tmp_path / "baseline" / "seed0" / "result.json").write_text("{}")
-    assert _claimed(tmp_path, weaker)["arms"]["VCReg"]["block"]["alpha"] == 0.32
+    assert _claimed(tmp_path, weaker)["arms"][arm]["block"]["alpha"] == 0.32
     warning = capsys.readouterr().err
-    assert "warning: " in warning and "arms.VCReg.block.alpha: 0.64 there, 0.32 here" in warning
-    (tmp_path / "VCReg" / "seed0").mkdir(parents=True)
-    (tmp_path / "VCReg" / "seed0" / "result.json").write_text("{}")
-    with pytest.raises(ValueError, match="arms.VCReg.block.alpha: 0.32 there, 0.64 here"):
+    assert "warning: " in warning and f"arms.{arm}.block.alpha: 0.64 there, 0.32 here" in warning
+    (tmp_path / arm / "seed0").mkdir(parents=True)
+    (tmp_path / arm / "seed0" / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"arms.{arm}.block.alpha: 0.32 there, 0.64 here"):
         _claimed(tmp_path, config)
 
 

@@ -30,10 +30,10 @@ def check(step: int, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
       ValueError: when it would not be the same run: another config, global batch, seed or data.
     """
     changes = {field: change for field, change in differences(saved, now).items() if not is_free(field)}
-    surroundings = {field for field in changes if field.split(".")[0] in _SURROUNDINGS}
+    surroundings = {field for field in changes if field[0] in _SURROUNDINGS}
     weights = {field for field in changes if is_weight(field)}
     for field in changes.keys() - surroundings - weights:
-        why = _REASONS.get(field, "give another folder")
+        why = _REASONS.get(".".join(field), "give another folder")
         raise ValueError(f"The checkpoint of step {step} is of another run ({changes[field]}): {why}.")
     warnings = [f"From step {step} on with another weight ({changes[field]})." for field in sorted(weights)]
     if surroundings:

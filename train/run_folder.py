@@ -18,6 +18,8 @@ import jax
 
 from train.provenance import commit, hardware
 
+Field = tuple[str, ...]  # where a value stands in a config, key by key: a key may hold a dot
+
 # What is said about a run, where it runs and how it is stored. More seeds may be added to a finished run.
 _FREE = ("seeds", "title", "paper", "notes", "runs_directory", "train.mesh", "train.checkpoints", "train.save_every")
 _FREE += ("train.hang_seconds", "train.tensorboard")
@@ -67,7 +69,7 @@ def _check_config(folder: Path, described: Any) -> None:
         return write_json(path, described)
     changes = differences(json.loads(path.read_text()), described)
     changes = {field: change for field, change in changes.items() if not is_free(field)}
-    weights = {field for field in changes if is_weight(field) and not _finished(folder, field.split(".")[1])}
+    weights = {field for field in changes if is_weight(field) and not _finished(folder, field[1])}
     if refused := [change for field, change in changes.items() if field not in weights]:
         raise ValueError(
             f"{folder} holds a run of another config ({'; '.join(refused)}). Give another --name, or delete the folder."
@@ -81,24 +83,24 @@ def _finished(folder: Path, arm: str) -> bool:
     return any((folder / arm).glob("seed*/result.json"))
 
 
-def is_free(field: str) -> bool:
-    """Whether a field of a config, by its path, may change while a run goes on."""
-    return re.sub("^search[.]", "train.", field).startswith(_FREE)  # a grid has a recipe for its search, too
+def is_free(field: Field) -> bool:
+    """Whether a field of a config may change while a run goes on."""
+    return re.sub("^search[.]", "train.", ".".join(field)).startswith(_FREE)  # a grid has a recipe for its search, too
 
 
-def is_weight(field: str) -> bool:
-    """Whether a field of a config, by its path, is a weight of a regularizer."""
-    return field.split(".")[-1] in ("alpha", "beta")
+def is_weight(field: Field) -> bool:
+    """Whether a field of a config is a weight of a regularizer."""
+    return field[-1] in ("alpha", "beta")
 
 
-def differences(saved: Any, wanted: Any, path: str = "") -> dict[str, str]:
-    """Where two descriptions differ: by the path of the field, how."""
+def differences(saved: Any, wanted: Any, path: Field = ()) -> dict[Field, str]:
+    """Where two descriptions differ: by field, how."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
         found = {}
         for key in sorted(saved.keys() | wanted.keys()):
-            found |= differences(saved.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+            found |= differences(saved.get(key), wanted.get(key), (*path, key))
         return found
-    return {} if saved == wanted else {path: f"{path}: {saved!r} there, {wanted!r} here"}
+    return {} if saved == wanted else {path: f"{'.'.join(path)}: {saved!r} there, {wanted!r} here"}
 
 
 def as_json(config: Any) -> Any:
