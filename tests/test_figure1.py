@@ -113,3 +113,17 @@ def test_a_run_leaves_numbers_a_picture_and_a_page_and_does_not_train_twice(tmp_
     assert figure1.run(config, "again") == folder
     with pytest.raises(ValueError, match="needs a seed, a network and a method"):
         figure1.run(replace(config, seeds=()), "")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"methods": {"VCReg": Method(regularizer=vc.VCReg(20.0, 20.0))}}, {"seeds": (7,)}, {"seeds": (0, 1, 2)}]
+)
+def test_what_was_trained_under_another_weight_or_other_seeds_is_not_shown_again(tmp_path, changes):
+    def rows(name, config):
+        folder = figure1.run(replace(config, runs_directory=str(tmp_path / name)), "")
+        return json.loads((folder / "figure1.json").read_text())["rows"]
+
+    config = replace(SMALL, steps=100, methods={"VCReg": Method(regularizer=vc.VCReg(0.1, 0.1))})
+    before = rows("kept", config)
+    after = rows("kept", replace(config, **changes))
+    assert after == rows("fresh", replace(config, **changes)) and after != before

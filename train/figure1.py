@@ -5,8 +5,10 @@
 <run>/report.html    both on one page that needs no network
 """
 
+import hashlib
 import html
 import io
+import json
 import math
 import re
 import time
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from train import figures, page
-from train.run_folder import claim, provenance, write_json
+from train.run_folder import as_json, claim, provenance, versions, write_json
 from train.two_moons import EDGE, GRID, Found, Method, TwoMoons, points, train
 
 _GROUNDS = ("#f3d9c6", "#cfe0ee")  # where the output is negative, and positive
@@ -48,7 +50,7 @@ def run(config: TwoMoons, command: str) -> FilePath:
     with claim(folder, config):
         for network, widths in config.networks.items():
             for name, method in config.methods.items():
-                found = _trained(config, method.widths or widths, method, folder / "trained", name)
+                found = _trained(config, method.widths or widths, method, folder / "trained")
                 rows.append({"network": network, "method": name, **_numbers(config, method, found)})
                 panels[network, name] = found.values.mean(axis=0)
                 print(line(rows[-1]), flush=True)
@@ -73,9 +75,12 @@ def _numbers(config: TwoMoons, method: Method, found: Found) -> dict[str, list[f
     return {name: list(map(float, values)) for name, values in numbers.items()}
 
 
-def _trained(config: TwoMoons, widths: tuple[int, ...], method: Method, folder: FilePath, name: str) -> Found:
-    """What `train` gives, kept in a file: methods that bring their own widths are the same on every network."""
-    path = folder / f"{re.sub(r'[^a-z0-9.]+', '_', name.lower())}_{'_'.join(map(str, widths))}.npz"
+def _trained(config: TwoMoons, widths: tuple[int, ...], method: Method, folder: FilePath) -> Found:
+    """What `train` gives, kept in a file that is named by the hash of all that it depends on."""
+    names = ("seeds", "steps", "samples", "noise", "margin")
+    decides = {"method": method, "widths": widths, **{name: getattr(config, name) for name in names}}
+    text = json.dumps(as_json(decides) | versions(), sort_keys=True)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as saved:
             return Found(**saved)
