@@ -108,12 +108,28 @@ def test_a_cache_that_was_interrupted_is_written_again_and_one_that_was_changed_
     (place,) = tmp_path.iterdir()
     index = json.loads((place / "index.json").read_text())
     (place / "index.json").write_text(json.dumps(index | {"weights": "of another network"}))
-    with pytest.raises(ValueError, match="holds features of other weights or images, or not all of them. Delete it"):
+    with pytest.raises(ValueError, match="holds features of other weights or images, or is damaged. Delete it"):
         features.cached(tmp_path, network(1.0), train, data)
     (place / "index.json").write_text(json.dumps(index))
     (place / "features.bin").write_bytes((place / "features.bin").read_bytes()[:-4])
-    with pytest.raises(ValueError, match="or not all of them"):
+    with pytest.raises(ValueError, match="or is damaged"):
         features.cached(tmp_path, network(1.0), train, data)
+
+
+@pytest.mark.parametrize("name", ["features.bin", "labels.bin", "index.json"])
+def test_any_flipped_bit_of_a_cache_is_refused(train, tmp_path, name):
+    data = pipeline.load(train.data, "test", "digit")
+    features.cached(tmp_path, network(1.0), train, data)
+    (file,) = tmp_path.glob(f"*/{name}")
+    whole, rng = file.read_bytes(), np.random.default_rng(0)
+    for bit in rng.choice(8 * len(whole), 50, replace=False):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="Delete it, and"):
+            features.cached(tmp_path, network(1.0), train, data)
+    file.write_bytes(whole)
+    features.cached(tmp_path, network(1.0), train, data)
 
 
 def test_writing_a_cache_takes_the_memory_of_some_batches(train, tmp_path):

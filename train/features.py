@@ -69,24 +69,39 @@ def _write(place: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]], descri
     if is_first:
         place.mkdir(parents=True, exist_ok=True)
     paths = [place / name if is_first else Path("/dev/null") for name in _FILES]
+    digests = [hashlib.sha256() for _ in _FILES]
     with paths[0].open("wb") as features_file, paths[1].open("wb") as labels_file:
-        for features, labels in batches:
-            features_file.write(np.ascontiguousarray(features).tobytes())
-            labels_file.write(labels.tobytes())
-            rows, width = rows + len(features), features.shape[1]
+        for arrays in batches:
+            for array, file, digest in zip(arrays, (features_file, labels_file), digests, strict=True):
+                written = np.ascontiguousarray(array).tobytes()
+                file.write(written)
+                digest.update(written)
+            rows, width = rows + len(arrays[0]), arrays[0].shape[1]
     if is_first:
-        write_json(place / "index.json", {"shape": [rows, width], **described})
+        hashes = [digest.hexdigest() for digest in digests]
+        write_json(place / "index.json", {"shape": [rows, width], "sha256": hashes, **described})
     multihost_utils.sync_global_devices(place.name)
 
 
 def _opened(place: Path, described: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    index = json.loads((place / "index.json").read_text())
-    rows, width = index.pop("shape")
-    sizes = [(place / name).stat().st_size for name in _FILES]
-    if index != described or sizes != [4 * rows * width, 4 * rows]:
-        raise ValueError(f"{place} holds features of other weights or images, or not all of them. Delete it.")
+    try:
+        index = json.loads((place / "index.json").read_text())
+        rows, width = index.pop("shape")
+        hashes = index.pop("sha256")
+        there = [_file_hash(place / name) for name in _FILES]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{place} cannot be read ({error}). Delete it, and features are computed anew.") from None
+    if index != described or there != hashes:
+        raise ValueError(
+            f"{place} holds features of other weights or images, or is damaged. Delete it, and they are computed anew."
+        )
     features = np.memmap(place / _FILES[0], np.float32, "r", shape=(rows, width))
     return features, np.memmap(place / _FILES[1], np.int32, "r", shape=(rows,))
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _described(trained: Trained, train: TrainConfig, data: Split) -> dict[str, Any]:
