@@ -1,14 +1,13 @@
 """Table 5 in small, on data that comes with scikit-learn: trained on "has it a closed loop?", probed on the digit.
 
 Paper  Table 5, ConvNeXt on CIFAR-100's 20 superclasses, probed on its 100 classes: 60.7 -> 72.9 %
-Ours   see README (n = 10 seeds)
+Ours   OURS
 Run    make run, or: python -m train run configs/digits.py [--train.steps 400] [--seeds 0 1 2]
 Cost   about 3 minutes on 2 CPU cores
 
-alpha and beta are a point of the paper's grid (Appendix A): of (0.64, 0.08) and (1.28, 0.16) the one with the better
-probe on validation images, in four runs with other seeds (100 to 103): 92.3 and 92.9 %, against 91.3 % without VCReg.
-Without the random shifts, which teach the network to ignore what the superclass does not need, there was nothing to
-gain: on test images 92.0 % without VCReg, 91.8 % with (0.64, 0.08), 91.7 % with (5, 1), n = 4, std about 1.
+alpha, beta, delta and the convention are the best of 68 points on validation images, with two other seeds: see
+strength_digits.py. In Eq. 4's convention the strength is the same thing under another number: beta 40 does as well. The
+paper's own grid with Eq. 4's gradient (beta up to 0.16) is too weak here.
 """
 
 from train.augment import AugmentConfig
@@ -44,8 +43,8 @@ def get_config() -> Experiment:
             steps=500,
             batch_size=128,
         ),
-        arms={"baseline": Sites(), "VCReg": Sites(block=VCReg(alpha=1.28, beta=0.16))},
+        arms={"baseline": Sites(), "VCReg": Sites(block=VCReg(alpha=2.56, beta=0.16, delta=1.0, scale="algorithm_1"))},
         probe=ProbeConfig(label="digit"),
-        seeds=tuple(range(10)),  # the probe's gain is about one standard deviation of a single run
+        seeds=tuple(range(10)),
         paper="The paper, Table 5: from 20 superclasses of CIFAR-100 to its 100 classes, 60.7 → 72.9 %.",
     )

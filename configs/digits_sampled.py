@@ -18,6 +18,7 @@ from vcreg_jax import Sites, VCReg
 
 def get_config() -> Experiment:
     """Baseline, exact and sampled, three seeds each."""
-    config = digits.get_config()
-    sampled = Sites(block=VCReg(alpha=1.28, beta=0.16, sample=4))
-    return replace(config, name="digits_sampled", arms=config.arms | {"VCReg sampled": sampled}, seeds=(0, 1, 2))
+    exact = VCReg(alpha=1.28, beta=0.16)
+    sampled = replace(exact, sample=4)
+    arms = {"baseline": Sites(), "VCReg": Sites(block=exact), "VCReg sampled": Sites(block=sampled)}
+    return replace(digits.get_config(), name="digits_sampled", arms=arms, seeds=(0, 1, 2))

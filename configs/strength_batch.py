@@ -1,6 +1,7 @@
 """Does the best strength stay where it is when the batch changes? Digits with batches of 32 and 512; 128 is the map's.
 
-Ours   docs/results/strength.md
+Paper  does not say
+Ours   not run
 Run    python -m train run configs/strength_batch.py --point "batch 32"; --point "batch 512"
 Cost   2 and 20 minutes on one CPU core
 

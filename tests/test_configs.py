@@ -35,12 +35,13 @@ def test_every_config_says_what_it_reproduces_and_can_run(path, tmp_path, monkey
     for sites in _sites(config):
         loop.prepare(_with_stand_in(config.train), sites)
     if isinstance(config, Grid):
-        loop.prepare(_with_stand_in(config.search), config.sites)
+        for sites in _sites(config):
+            loop.prepare(_with_stand_in(config.search), sites)
 
 
 def _sites(config):
     if isinstance(config, Grid):
-        return [config.sites]
+        return [own.sites for own in config.arms.values()]
     if isinstance(config, Transfer):
         return [candidate.sites for arm in config.arms.values() for candidate in arm]
     return list(config.arms.values())

@@ -71,5 +71,5 @@ def test_a_folder_of_another_config_is_refused_naming_the_difference(config, fol
     with pytest.raises(ValueError, match=r"holds a run of another config \(train.steps: 3 there, 4 here\)"):
         experiment.run(changed, "changed")
     weaker = {"baseline": vc.Sites(), "VCReg": vc.Sites(block=vc.VCReg(alpha=0.1, beta=0.16))}
-    with pytest.raises(ValueError, match="arms.VCReg.block.alpha: 1.28 there, 0.1 here"):
+    with pytest.raises(ValueError, match="arms.VCReg.block.alpha: 2.56 there, 0.1 here"):
         experiment.run(replace(config, arms=weaker), "changed")

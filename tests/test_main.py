@@ -67,4 +67,4 @@ def test_help_lists_every_field_with_its_type_and_default(capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--train.optimizer.schedule.peak-learning-rate FLOAT" in text
-    assert "--arms.VCReg.block.alpha FLOAT" in text and "(default: 1.28)" in text
+    assert "--arms.VCReg.block.alpha FLOAT" in text and "(default: 2.56)" in text
