@@ -11,6 +11,7 @@
                                               splits, counts, class balance, a contact sheet; does every image decode?
     python -m train report FOLDER             write the report of a finished run again
     python -m train report table5             what has been run of a table, the paper's numbers beside ours: 2 to 5, 7
+    python -m train report strength           likewise of all configs whose names begin so: the map of strengths
     python -m train analyse RUN ... [--data NAME] [--label NAME] [--critic-steps N] [--output FOLDER]
                                               Table 6 of a run's checkpoints: CDNV, NCC, mutual information, spectra
     python -m train convert IN OUT [--model NAME] [--num-classes N]
@@ -85,7 +86,7 @@ def _dispatch(command: str, *arguments: str) -> None:
         raise ValueError(f"`python -m train {command}` needs {what}.")
     if command == "run":
         _run(arguments, shlex.join(["python", "-m", "train", command, *arguments]))
-    elif re.fullmatch(r"table\d+", arguments[0]):
+    elif any(Path("configs").glob(f"{arguments[0]}_*.py")) or re.fullmatch(r"table\d+", arguments[0]):
         _table(arguments[0])
     else:
         _report(Path(arguments[0]))
