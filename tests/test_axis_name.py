@@ -20,7 +20,7 @@ from tests.test_sharding import collectives
 
 P = PartitionSpec
 WLD = {"diversity": 0.7, "activation": 0.3, "gamma": 2.0}
-MASK = np.random.default_rng(1).random((16, 4)) < 0.6
+MASK = np.random.default_rng(1).random((16, 4)) < [1.0, 1.0, 0.4, 0.4]  # two rows of each group have a covariance
 ALL = np.ones((16, 4), bool)
 
 
@@ -123,8 +123,11 @@ def run(how: str, make, w, h, mask):
     return under_shard_map(of_own_weights, check_vma=True)(w, h, mask)
 
 
-@pytest.mark.parametrize("how", ["pmap", "vmap", "shard_map, unchecked", "shard_map, checked"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "how"),
+    [(case, how) for case in CASES for how in ("pmap", "shard_map, checked")]
+    + [(case, how) for case in ("global", "explicit", "masked") for how in ("vmap", "shard_map, unchecked")],
+)
 def test_the_mean_of_the_devices_gradients_is_that_of_the_whole_batch(x64, case, how):
     make, mask, _ = CASES[case]
     both, alone, penalty = expected(case)
@@ -190,7 +193,7 @@ def test_a_network_trained_under_pmap_is_the_one_trained_under_jit(x64):
     without = trained(lambda h: h, jax.jit, lambda g: g, x, y)
     for a, b, c in zip(ours, whole, without, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
-        assert np.abs(b - c).max() > 1e-3
+        assert np.abs(b - c).max() > 1e-4
 
 
 @pytest.mark.optimized
@@ -210,7 +213,7 @@ def test_a_layer_costs_at_most_one_all_reduce_and_none_in_groups(reg):
 @pytest.mark.parametrize("reg", [VCREG, vc.DeCov(**ON), vc.WLDReg(**ON), vc.explicit(VCREG), vc.masked(VCREG, ALL)])
 def test_an_axis_that_is_not_bound_is_the_identity_forward_and_an_error_in_one_line_backward(reg):
     h = jnp.asarray(tokens(), jnp.float32)
-    np.testing.assert_array_equal(jax.jit(reg)(h), h)  # evaluation
+    np.testing.assert_array_equal(jax.jit(lambda h: reg(h))(h), h)  # evaluation
     message = (
         "axis_name='devices' is not bound where the regularizer is differentiated. Do that inside of a pmap, vmap or "
     )

@@ -14,6 +14,8 @@ from vcreg_jax.add_gradient import Penalty, Regularizer
 from vcreg_jax.attach import placement_of, put_placement
 from vcreg_jax.placement import Placement
 
+_ROUNDING = 1e-5  # a bias gets the sum of a gradient's rows, which is 0 but for rounding
+
 
 class Reach(NamedTuple):
     """What one regularizer does in one backward pass."""
@@ -47,6 +49,8 @@ def check(
       kwargs: as `args`.
     """
     sites, called = _sites(model), set()
+    if not sites:
+        return {}
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def norms(params: Any, rest: Any, weights: Float[Array, "sites 2"]) -> Float[Array, " arrays"]:
@@ -63,10 +67,12 @@ def check(
 
     each = jnp.eye(2 * len(sites)).reshape(-1, len(sites), 2)
     in_turn = jax.jit(lambda params, rest: jax.lax.map(lambda weights: norms(params, rest, weights), each))
-    found = jax.device_get(in_turn(params, rest)).reshape(len(sites), 2, -1) if sites else ()
+    found = jax.device_get(in_turn(params, rest)).reshape(len(sites), 2, -1)
     return {
         "/".join(map(str, (*path, *name))): Reach(
-            int((own > 0).sum()), float((own**2).sum() ** 0.5), _verdict((path, name) in called, own.any(), noise.any())
+            int((own > _ROUNDING * own.max()).sum()),
+            float((own**2).sum() ** 0.5),
+            _verdict((path, name) in called, bool(own.any()), bool(noise.any())),
         )
         for (path, name), (own, noise) in zip(sites, found, strict=True)
     }
