@@ -19,7 +19,6 @@ from tests import reference
 from tests.test_sharding import collectives
 
 P = PartitionSpec
-WLD = {"diversity": 0.7, "activation": 0.3, "gamma": 2.0}
 MASK = np.random.default_rng(1).random((16, 4)) < [1.0, 1.0, 0.4, 0.4]  # two rows of each group have a covariance
 ALL = np.ones((16, 4), bool)
 
@@ -45,13 +44,14 @@ def torch_decov(h: torch.Tensor) -> torch.Tensor:
 
 def torch_wld(h: torch.Tensor) -> torch.Tensor:
     rows = h.flatten(end_dim=-2)
-    s = torch.exp(-WLD["gamma"] * (rows[:, :, None] - rows[:, None, :]) ** 2).mean(0)
-    return WLD["diversity"] * (s.sum() - s.trace()) + WLD["activation"] * (rows**2).sum(1).mean()
+    s = torch.exp(-2.0 * (rows[:, :, None] - rows[:, None, :]) ** 2).mean(0)
+    return 0.7 * (s.sum() - s.trace()) + 0.3 * (rows**2).sum(1).mean()
 
 
-ON = {"axis_name": "devices"}
-VCREG = vc.VCReg(delta=0.25, **ON)
-GROUPS = vc.VCReg(delta=0.25, scope=16, **ON)
+VCREG = vc.VCReg(delta=0.25, axis_name="devices")
+GROUPS = vc.VCReg(delta=0.25, scope=16, axis_name="devices")
+DECOV = vc.DeCov(0.7, axis_name="devices")
+WLD = vc.WLDReg(diversity=0.7, activation=0.3, gamma=2.0, axis_name="devices")
 # A regularizer of a shard's mask, whether the mask is some rows or all, and PyTorch's penalty of the whole batch.
 CASES = {
     "global": (lambda mask: VCREG, ALL, torch_vcreg),
@@ -59,15 +59,15 @@ CASES = {
     "explicit": (lambda mask: vc.explicit(VCREG), ALL, torch_vcreg),
     "scaled": (lambda mask: VCREG.scaled(0.5), ALL, lambda h: 0.5 * torch_vcreg(h)),
     "tuple": (lambda mask: vc.VCReg(delta=0.25, axis_name=("devices",)), ALL, torch_vcreg),
-    "DeCov": (lambda mask: vc.DeCov(0.7, **ON), ALL, torch_decov),
-    "WLDReg": (lambda mask: vc.WLDReg(**WLD, **ON), ALL, torch_wld),
+    "DeCov": (lambda mask: DECOV, ALL, torch_decov),
+    "WLDReg": (lambda mask: WLD, ALL, torch_wld),
     "masked": (lambda mask: vc.masked(VCREG, mask), MASK, torch_vcreg),
     "masked groups": (
         lambda mask: vc.masked(GROUPS, mask),
         MASK,
         lambda h: torch.stack([torch_vcreg(part[None]) for part in h.split(MASK.sum(axis=1).tolist())]).mean(),
     ),
-    "masked WLDReg": (lambda mask: vc.masked(vc.WLDReg(**WLD, **ON), mask), MASK, torch_wld),
+    "masked WLDReg": (lambda mask: vc.masked(WLD, mask), MASK, torch_wld),
 }
 
 
@@ -197,7 +197,7 @@ def test_a_network_trained_under_pmap_is_the_one_trained_under_jit(x64):
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("reg", [VCREG, vc.DeCov(**ON)], ids=["VCReg", "DeCov"])
+@pytest.mark.parametrize("reg", [VCREG, DECOV], ids=["VCReg", "DeCov"])
 def test_a_layer_costs_at_most_one_all_reduce_and_none_in_groups(reg):
     def count(reg):
         step = under_shard_map(
@@ -210,7 +210,7 @@ def test_a_layer_costs_at_most_one_all_reduce_and_none_in_groups(reg):
     assert count(reg) == Counter({"all-reduce": 2})
 
 
-@pytest.mark.parametrize("reg", [VCREG, vc.DeCov(**ON), vc.WLDReg(**ON), vc.explicit(VCREG), vc.masked(VCREG, ALL)])
+@pytest.mark.parametrize("reg", [VCREG, DECOV, WLD, vc.explicit(VCREG), vc.masked(VCREG, ALL)])
 def test_an_axis_that_is_not_bound_is_the_identity_forward_and_an_error_in_one_line_backward(reg):
     h = jnp.asarray(tokens(), jnp.float32)
     np.testing.assert_array_equal(jax.jit(lambda h: reg(h))(h), h)  # evaluation

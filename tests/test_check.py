@@ -1,5 +1,7 @@
 """`check` on networks of which it is known, by how they are written, which regularizer reaches which parameters."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,16 +88,19 @@ def test_inside_of_scan_with_a_mask_and_without_any():
     assert vc.check(block, batch(3, 5, 8), mask) == {}
 
 
+A_CLASS: Any = vc.VCReg  # for the type checker would refuse it, too
+
+
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: vc.attach(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), vc.VCReg, where=nnx.Linear),
-        lambda: vc.linen.intercept(lambda: None, vc.VCReg, where="x"),
-        lambda: vc.Sites(block=vc.VCReg),
-        lambda: vc.Sites(features=vc.VCReg),
-        lambda: vc.explicit(vc.VCReg),  # pyright: ignore[reportArgumentType]
-        lambda: vc.masked(vc.VCReg, np.ones(3, bool)),
-        lambda: vc.on_axis(vc.VCReg, 1),
+        lambda: vc.attach(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), A_CLASS, where=nnx.Linear),
+        lambda: vc.linen.intercept(lambda: None, A_CLASS, where="x"),
+        lambda: vc.Sites(block=A_CLASS),
+        lambda: vc.Sites(features=A_CLASS),
+        lambda: vc.explicit(A_CLASS),
+        lambda: vc.masked(A_CLASS, np.ones(3, bool)),
+        lambda: vc.on_axis(A_CLASS, 1),
     ],
 )
 def test_a_class_in_the_place_of_a_regularizer_is_refused_at_once(make):

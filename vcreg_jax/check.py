@@ -116,7 +116,7 @@ def _put_probe(module: Any, site: _Site, reg: Regularizer, pair: Array, called: 
         return apply
 
     if site[1]:
-        setattr(module, *site[1], probe(reg))
+        setattr(module, site[1][0], probe(reg))
     else:
         placement = placement_of(module)
         values = {field.name: getattr(placement, field.name) for field in fields(Placement)}
