@@ -423,11 +423,11 @@ def test_products_take_operands_in_the_features_dtype_and_accumulate_in_float32(
     program = jax.jit(functools.partial(added, vc.VCReg())).lower(jnp.ones((12, 5), dtype)).as_text()
     products = re.findall(r"dot_general .*: \(tensor<\S*?(\w+)>, tensor<\S*?(\w+)>\) -> tensor<\S*?(\w+)>", program)
     short = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}[dtype]
-    assert [tuple(name.split("x")[-1] for name in product) for product in products] == [(short, short, "f32")] * 3
+    assert [tuple(name.split("x")[-1] for name in product) for product in products] == [(short, short, "f32")] * 2
 
 
 @pytest.mark.parametrize(
-    ("dtype", "offset", "tolerance"), [("float32", 1e3, 1e-3), ("bfloat16", 60.0, 2e-2), ("float16", 1e3, 4e-3)]
+    ("dtype", "offset", "tolerance"), [("float32", 1e5, 1e-5), ("bfloat16", 60.0, 2e-2), ("float16", 1e3, 4e-3)]
 )
 @pytest.mark.parametrize("scope", ["global", 4])
 def test_a_large_common_offset_does_not_spoil_the_gradient(dtype, offset, tolerance, scope):

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from train import lbfgs
 from train.lbfgs import Fit
 from train.logistic import class_counts, dot
+from vcreg_jax.statistics import less, mean_of
 
 
 def l2_grid(low: float, high: float, count: int = 45) -> np.ndarray:
@@ -279,7 +280,7 @@ def _accuracy(predicted: Array, split: _Rows, num_classes: int, metric: str) -> 
 @jax.jit
 def _standardized(split: _Rows, by: _Rows) -> _Rows:
     """`split` less the mean of `by` over its standard deviation, or over 1 where a feature is constant."""
-    rows, count = by.mask[:, None], by.mask.sum()
-    mean = jnp.where(rows, by.features, 0).sum(axis=0, keepdims=True) / count
-    std = jnp.sqrt((jnp.where(rows, by.features - mean, 0) ** 2).sum(axis=0, keepdims=True) / count)
-    return split._replace(features=(split.features - mean) / jnp.where(std > 0, std, 1))
+    mean = mean_of(by.features, by.mask)
+    x = jnp.where(by.mask[:, None], less(by.features, mean), 0)
+    std = jnp.sqrt((x**2).sum(axis=0, keepdims=True) / by.mask.sum())
+    return split._replace(features=less(split.features, mean) / jnp.where(std > 0, std, 1))

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from train.lbfgs import dot
+from vcreg_jax.statistics import less, mean_of
 
 ROWS = 1024  # that are compared with all training rows at a time
 
@@ -63,8 +64,8 @@ def ridge(
     """
     x, rows = _wide(train), _wide(features)
     onehot = jax.nn.one_hot(jnp.asarray(labels), num_classes, dtype=x.dtype)
-    mean, share = x.mean(axis=0, keepdims=True), onehot.mean(axis=0, keepdims=True)
-    x, y, rows = x - mean, onehot - share, rows - mean
+    mean, share = mean_of(x), onehot.mean(axis=0, keepdims=True)
+    x, y, rows = less(x, mean), onehot - share, less(rows, mean)
     strengths = jnp.atleast_1d(jnp.asarray(l2, x.dtype))
     by_rows = x.shape[0] < x.shape[1]
     values, vectors = jnp.linalg.eigh(dot("nd,md->nm", x, x) if by_rows else dot("nd,ne->de", x, x))

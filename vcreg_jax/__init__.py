@@ -3,6 +3,7 @@
 from vcreg_jax import linen, losses, metrics, mine, models, torch_weights
 from vcreg_jax.attach import attach, detach
 from vcreg_jax.baselines import DeCov, WLDReg
+from vcreg_jax.check import Reach, check
 from vcreg_jax.diagnose import Diagnosis, diagnose
 from vcreg_jax.layouts import masked, on_axis
 from vcreg_jax.regularizers import Regularizer, Sites, VCReg, explicit, identity
@@ -10,11 +11,13 @@ from vcreg_jax.regularizers import Regularizer, Sites, VCReg, explicit, identity
 __all__ = [
     "DeCov",
     "Diagnosis",
+    "Reach",
     "Regularizer",
     "Sites",
     "VCReg",
     "WLDReg",
     "attach",
+    "check",
     "detach",
     "diagnose",
     "explicit",

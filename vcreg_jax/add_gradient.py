@@ -33,6 +33,18 @@ class Penalty(Regularizer, Protocol):
         ...
 
 
+def refuse_class(reg: object) -> None:
+    """Refuses the class of a regularizer where one with its weights is meant.
+
+    It is a function, too: called, it would take features for its first weight and add nothing.
+
+    Raises:
+      ValueError: for a class.
+    """
+    if isinstance(reg, type):
+        raise ValueError(f"A regularizer is wanted, got the class {reg.__name__} itself. Write {reg.__name__}(...).")
+
+
 @jax.custom_vjp
 def add_gradient(reg: Penalty, h: Float[Array, "*samples d"]) -> Float[Array, "*samples d"]:
     """`h` itself; the backward pass adds `reg.gradient(h)` to the incoming gradient.

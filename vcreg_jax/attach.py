@@ -57,7 +57,7 @@ def attach(
             "or attach one function of both, such as lambda h: first(second(h))."
         )
     for module in chosen.values():
-        object.__setattr__(module, "__class__", _regularized(type(module), placement))
+        object.__setattr__(module, "__class__", _shared_class(type(module), placement))
     return tuple(chosen)
 
 
@@ -69,7 +69,16 @@ def detach(model: nnx.Module) -> tuple[str, ...]:
     return tuple("/".join(map(str, path)) for path in chosen)
 
 
-@functools.cache  # equal placements give one class, so that equal models share compiled programs
+def placement_of(module: Any) -> Placement | None:
+    """What was attached to `module`, if anything was."""
+    return getattr(module, _PLACEMENT, None)
+
+
+def put_placement(module: Any, placement: Placement) -> None:
+    """Replaces what is attached to `module`, by a class that no other module shares."""
+    object.__setattr__(module, "__class__", _regularized(type(module).__bases__[0], placement))
+
+
 def _regularized(cls: Any, placement: Placement) -> type:
     @functools.wraps(cls.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - the method it becomes
@@ -80,3 +89,6 @@ def _regularized(cls: Any, placement: Placement) -> type:
         namespace |= {"__call__": __call__, "__module__": cls.__module__, "__doc__": cls.__doc__, _PLACEMENT: placement}
 
     return types.new_class(f"Regularized{cls.__name__}", (cls,), {"pytree": cls._pytree__is_pytree}, fill)
+
+
+_shared_class = functools.cache(_regularized)  # equal placements give one class, so equal models one compiled program

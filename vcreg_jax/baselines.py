@@ -15,7 +15,14 @@ from jaxtyping import Bool, Float
 
 from vcreg_jax.add_gradient import add_gradient, pytree
 from vcreg_jax.regularizers import VCReg
-from vcreg_jax.statistics import explicit_sharding, num_samples, shard_axes, statistics_dtype
+from vcreg_jax.statistics import (
+    check_axis_name,
+    explicit_sharding,
+    num_samples,
+    of_all_devices,
+    sample_axes,
+    statistics_dtype,
+)
 
 
 @pytree("weight")
@@ -41,15 +48,17 @@ class DeCov:
 
     weight: float | Array = 0.1  # may be traced
     scope: Literal["global"] | int = "global"  # whose statistics, as for VCReg
+    axis_name: str | tuple[str, ...] | None = None  # over whose devices the batch is split, as for VCReg
 
     def __post_init__(self) -> None:
         if isinstance(self.weight, int | float) and not self.weight >= 0:
             raise ValueError(f"DeCov needs weight >= 0, got {self.weight}.")
+        check_axis_name("DeCov", self.axis_name)
         VCReg(scope=self.scope)  # which refuses what is no scope
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
         """`h` itself; the backward pass adds `gradient(h)`."""
-        VCReg(scope=self.scope)(h)  # checks the features
+        VCReg(scope=self.scope, axis_name=self.axis_name)(h)  # checks the features
         return add_gradient(self, h)
 
     def scaled(self, weight: float | Array) -> "DeCov":
@@ -66,9 +75,9 @@ class DeCov:
 
     def _as_vcreg(self, h: Array) -> VCReg:
         groups = 1 if self.scope == "global" else self.scope
-        n, d = num_samples(h, shard_axes(h)) // groups, h.shape[-1] if h.ndim else 0
+        n, d = num_samples(h, sample_axes(h, self.axis_name)) // groups, h.shape[-1] if h.ndim else 0
         per_pair = d * (d - 1) / 2 * ((n - 1) / max(n, 1)) ** 2
-        return VCReg(alpha=0.0, beta=self.weight * per_pair, scope=self.scope)
+        return VCReg(alpha=0.0, beta=self.weight * per_pair, scope=self.scope, axis_name=self.axis_name)
 
 
 @pytree("diversity", "activation")
@@ -106,6 +115,7 @@ class WLDReg:
     variant: Literal["direct", "det", "logdet"] = "direct"
     gamma: float = 10.0
     jitter: float = 1e-6
+    axis_name: str | tuple[str, ...] | None = None  # over whose devices the batch is split, as for VCReg
 
     def __post_init__(self) -> None:
         for name in ("diversity", "activation"):
@@ -115,6 +125,7 @@ class WLDReg:
         for name in ("gamma", "jitter"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"WLDReg needs {name} > 0, got {getattr(self, name)}.")
+        check_axis_name("WLDReg", self.axis_name)
         if self.variant not in ("direct", "det", "logdet"):
             raise ValueError(f'WLDReg needs variant "direct", "det" or "logdet", got {self.variant!r}.')
 
@@ -143,11 +154,11 @@ class WLDReg:
     def gradient(
         self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
     ) -> Float[Array, "*samples d"]:
-        """`jax.grad(penalty)(h, keep)`."""
+        """`jax.grad(penalty)(h, keep)`, in float32 or wider."""
         return jax.grad(self.penalty)(h, keep).astype(statistics_dtype(h))
 
     def _penalty(self, h: Array, keep: Array | None) -> Array:
-        axes = shard_axes(h)
+        axes = sample_axes(h, self.axis_name)
         rows = h.astype(statistics_dtype(h)).reshape(-1, h.shape[-1])
         n, d = num_samples(h, axes), h.shape[-1]
         if n == 0:
@@ -170,7 +181,8 @@ class WLDReg:
         per_shard = lax.map(similarities, rows.T)
         similarity = (lax.psum(per_shard, axes) if axes else per_shard) / n
         activation = over_samples((rows**2).sum(axis=1))
-        return self.diversity * self._likeness(similarity, d) + self.activation * activation
+        penalty = self.diversity * self._likeness(similarity, d) + self.activation * activation
+        return penalty if self.axis_name is None else of_all_devices(penalty, h, axes)
 
     def _likeness(self, similarity: Array, d: int) -> Array:
         if self.variant == "direct":

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, nn
 from jaxtyping import Float
 
-from vcreg_jax.statistics import covariance, statistics_dtype
+from vcreg_jax.statistics import covariance, less, mean_of, statistics_dtype
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class NTXent:
     def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
         """The loss above."""
         first, second = (_unit_rows(z) for z in _checked("NTXent", first, second))
-        both = jnp.concatenate([first, second])
-        similarity = both @ both.T / self.temperature
-        others = jnp.where(jnp.eye(len(both), dtype=bool), -jnp.inf, similarity)
-        positive = (first * second).sum(axis=1) / self.temperature
-        return self.sum_views * (nn.logsumexp(others, axis=1).mean() - positive.mean())
+        both, n = jnp.concatenate([first, second]), len(first)
+        positive = jnp.tile((first * second).sum(axis=1), 2)[:, None]
+        same_image = jnp.tile(jnp.eye(n, dtype=bool), (2, 2))
+        # As log(1 + sum_j exp(s_ij - s_i,p(i))) over the other images, which keeps the digits of a small loss.
+        margins = jnp.where(same_image, -jnp.inf, (both @ both.T - positive) / self.temperature)
+        return self.sum_views * nn.softplus(nn.logsumexp(margins, axis=1)).mean()
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _unit_rows(z: Array) -> Array:
 
 
 def _standardized(z: Array, eps: float) -> Array:
-    centred = z - z.mean(axis=0, keepdims=True)
+    centred = less(z, mean_of(z))
     return centred / jnp.sqrt((centred**2).mean(axis=0, keepdims=True) + eps)
 
 

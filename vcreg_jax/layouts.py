@@ -13,10 +13,18 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, pytree
+from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, pytree, refuse_class
 from vcreg_jax.baselines import DeCov, WLDReg
 from vcreg_jax.regularizers import VCReg, identity
-from vcreg_jax.statistics import explicit_sharding, in_groups, num_samples, shard_axes, statistics_dtype
+from vcreg_jax.statistics import (
+    explicit_sharding,
+    in_groups,
+    less,
+    mean_of,
+    num_samples,
+    sample_axes,
+    statistics_dtype,
+)
 
 
 def on_axis(reg: Regularizer, axis: int) -> Regularizer:
@@ -41,7 +49,7 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
 
     How: with n of N rows kept, the penalty of VCReg and DeCov is that of N rows which are 0 where left out and
     sqrt((N - 1) / (n - 1)) (DeCov: sqrt(N / n)) times the centred row elsewhere, since these have the kept rows'
-    covariance. It takes the kept rows' sum and number: one more all-reduce, of d + 1 numbers.
+    covariance. It takes the kept rows' number and mean: more all-reduces, of d numbers each.
 
     Args:
       reg: `VCReg`, `DeCov`, `WLDReg`, any of them `on_axis`, or `identity`.
@@ -52,6 +60,7 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
       ValueError: for another `reg`, one with `sample`, or with `scale="algorithm_1"` in groups, which are not defined
         for single rows; and when called on features whose leading axes are not those of the mask.
     """
+    refuse_class(reg)
     if reg is identity:
         return identity
     if isinstance(reg, _OnAxis):
@@ -67,6 +76,7 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
 
 
 def _with_gradient(reg: Regularizer) -> Penalty:
+    refuse_class(reg)
     if not isinstance(reg, Penalty):
         raise ValueError(f"on_axis takes a regularizer with a penalty and a gradient, or vc.identity; got {reg!r}.")
     return reg
@@ -148,18 +158,16 @@ class _Masked:
 
     def _stand_in_of(self, h: Array, keep: Array) -> tuple[Array, Array, Array]:
         assert not isinstance(self.reg, WLDReg)
-        groups, axes = (1, shard_axes(h)) if self.reg.scope == "global" else (self.reg.scope, ())
+        groups, axes = (1, sample_axes(h, self.reg.axis_name)) if self.reg.scope == "global" else (self.reg.scope, ())
         lost = 1 if isinstance(self.reg, VCReg) else 0  # a degree of freedom to the mean
-        per_group = h[None] if self.reg.scope == "global" else in_groups(h, groups)
-        keep = keep.reshape(*per_group.shape[:-1], 1)
-        wide = per_group.astype(statistics_dtype(h))
-        over_rows = tuple(range(1, per_group.ndim - 1))
-        counted = jnp.concatenate([jnp.where(keep, wide, 0.0), keep.astype(wide.dtype)], axis=-1)
-        totals = counted.sum(axis=over_rows, keepdims=True)
-        totals = lax.psum(totals, axes) if axes else totals
-        count = totals[..., -1:]
-        rows = num_samples(per_group[0], axes)
+        per_group = h[None] if self.reg.scope == "global" else in_groups(h, groups, sample_axes(h, self.reg.axis_name))
+        keep = keep.reshape(per_group.shape[:-1])
+        over_rows = tuple(range(1, keep.ndim))
+        count = keep.sum(axis=over_rows, keepdims=True, dtype=statistics_dtype(h))[..., None]
+        count = lax.psum(count, axes) if axes else count
+        x = jax.vmap(lambda rows, kept: less(rows, mean_of(rows, kept, axes)))(per_group, keep)
+        keep, rows = keep[..., None], num_samples(per_group[0], axes)
         scale = jnp.sqrt((rows - lost) / jnp.maximum(count - lost, 1))
-        stand_in = jnp.where(keep, (wide - totals[..., :-1] / jnp.maximum(count, 1)) * scale, 0.0)
+        stand_in = jnp.where(keep, x * scale, 0.0)
         scale = jnp.where(keep, scale, 0.0).reshape(*h.shape[:-1], 1)
-        return stand_in.astype(h.dtype).reshape(h.shape), scale, count.reshape(groups)
+        return stand_in.astype(h.dtype).reshape(h.shape), scale, count.reshape(-1)

@@ -16,6 +16,8 @@ import optax
 from jax import Array, lax
 from jaxtyping import Float, Int, Key
 
+from vcreg_jax.statistics import less, mean_of
+
 Params = dict[str, Any]
 
 _FAR = 5.0  # standard deviations to which inputs are clipped: those never seen in training would decide E[exp T]
@@ -104,9 +106,10 @@ def estimate(
 
 
 def _standardised(train: Array, held_out: Array) -> tuple[Array, Array]:
-    mean, std = train.mean(axis=0, keepdims=True), train.std(axis=0, keepdims=True)
+    mean = mean_of(train)
+    std = jnp.sqrt((less(train, mean) ** 2).mean(axis=0, keepdims=True))
     scale = jnp.where(std > 0, std, 1)
-    return jnp.clip((train - mean) / scale, -_FAR, _FAR), jnp.clip((held_out - mean) / scale, -_FAR, _FAR)
+    return jnp.clip(less(train, mean) / scale, -_FAR, _FAR), jnp.clip(less(held_out, mean) / scale, -_FAR, _FAR)
 
 
 def _unstacked(critics: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 from jax import Array
 
-from vcreg_jax.add_gradient import Regularizer
+from vcreg_jax.add_gradient import Regularizer, refuse_class
 from vcreg_jax.layouts import masked
 
 Where = type | tuple[type, ...] | str | Callable[[str, Any], bool]
@@ -55,6 +55,7 @@ class Placement:
     def __post_init__(self) -> None:
         if self.at not in ("output", "input"):
             raise ValueError(f'at must be "output" or "input", got {self.at!r}.')
+        refuse_class(self.reg)
         if not callable(self.reg):
             raise ValueError(f"A regularizer is a function of features, such as vc.VCReg(), got {self.reg!r}.")
         try:
@@ -64,6 +65,10 @@ class Placement:
                 "A regularizer becomes part of the model's static structure, so its weights must be numbers, not "
                 f"arrays, and a mask goes into mask=...; got {self.reg!r}."
             ) from None
+
+    def regularizer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Regularizer:
+        """The regularizer for a call with these arguments, of which a mask may come."""
+        return self.reg if self.mask is None else masked(self.reg, self.mask(*args, **kwargs))
 
     def on_input(self, module: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """The call's positional arguments, the first of them regularized if this is for the input."""
@@ -82,7 +87,7 @@ class Placement:
         return self._applied(f"{module} returns", output, args, kwargs)
 
     def _applied(self, what: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        reg = self.reg if self.mask is None else masked(self.reg, self.mask(*args, **kwargs))
+        reg = self.regularizer(args, kwargs)
         if self.item is None and hasattr(value, "shape"):
             return reg(value)
         leaves, structure = jax.tree_util.tree_flatten_with_path(value)

@@ -19,9 +19,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from vcreg_jax import sampling
-from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, pytree
+from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, pytree, refuse_class
 from vcreg_jax.statistics import (
     centred,
+    check_axis_name,
     covariance,
     explicit_sharding,
     in_groups,
@@ -29,8 +30,9 @@ from vcreg_jax.statistics import (
     mean_and_covariance,
     num_samples,
     num_shards,
+    of_all_devices,
+    sample_axes,
     shape_in_groups,
-    shard_axes,
     statistics_dtype,
 )
 
@@ -53,6 +55,10 @@ class Sites:
     block: Regularizer = identity  # the output of every residual block, after its addition
     downsample: Regularizer = identity  # the output of every downsampling layer between stages
     features: Regularizer = identity  # the input of the classifier
+
+    def __post_init__(self) -> None:
+        for reg in (self.block, self.downsample, self.features):
+            refuse_class(reg)
 
 
 @pytree("alpha", "beta")
@@ -87,6 +93,13 @@ class VCReg:
     do not rescale this term by themselves: use `scaled`. Inside `shard_map` the term is the gradient of the
     whole batch's penalty with respect to the shard's rows, so differentiate a `pmean` of the shards' losses.
 
+    With `axis_name`, as in `nnx.BatchNorm`, statistics and penalty are of the rows on all devices along these axes of
+    an enclosing `pmap`, `vmap` or `shard_map`. Differentiate each device's own mean loss and average the gradients over
+    the same axes: on k devices the term is k times the gradient of the whole batch's penalty with respect to the
+    device's rows, so the average is the gradient of loss + penalty of the whole batch. `pmap`, `vmap` and
+    `shard_map(check_vma=False)` need it: without, each device's rows count as a batch of their own. Under plain `jit`
+    leave it out.
+
     `scale` says which of the paper's two covariance terms `beta` weighs. "equation_4" is the formula above.
     "algorithm_1" is n - 1 times that, in penalty and gradient: Algorithm 1 as printed leaves out the last
     1 / (n - 1) of Eq. 4's gradient. The first keeps its strength when the batch or the map grows, the second
@@ -110,6 +123,7 @@ class VCReg:
     eps: float = 1e-4  # added to variances under the square root
     scale: Literal["equation_4", "algorithm_1"] = "equation_4"  # the covariance term as defined, or n - 1 times that
     scope: Literal["global"] | int = "global"  # whose statistics: the whole batch's, or each of k groups' of rows
+    axis_name: str | tuple[str, ...] | None = None  # of a pmap, vmap or shard_map over whose devices the batch is split
     sample: int = 1  # of each axis of positions only every `sample`-th index counts; 1: all
 
     def __post_init__(self) -> None:
@@ -126,12 +140,13 @@ class VCReg:
         whole = isinstance(self.scope, int) and not isinstance(self.scope, bool) and self.scope >= 1
         if self.scope != "global" and not whole:
             raise ValueError(f'VCReg needs scope="global" or a number of groups >= 1, got {self.scope!r}.')
+        check_axis_name("VCReg", self.axis_name)
         if not isinstance(self.sample, int) or isinstance(self.sample, bool) or self.sample < 1:
             raise ValueError(f"VCReg needs sample >= 1, a whole number (1 for no sampling), got {self.sample!r}.")
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
         """`h` itself; the backward pass adds `gradient(h)`."""
-        _check(h, self.scope)
+        _check(h, self)
         return add_gradient(self, h)
 
     def scaled(self, weight: float | Array) -> "VCReg":
@@ -144,7 +159,7 @@ class VCReg:
 
     def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
         """Eqs. 2-4 and 7 written out, in float32 or wider: the oracle of the backward pass, and what is logged."""
-        _check(h, self.scope)
+        _check(h, self)
         if (explicit := explicit_sharding(h)) is None:
             return self._penalty(h)
         with jax.sharding.use_abstract_mesh(explicit[0]):
@@ -152,11 +167,13 @@ class VCReg:
             return cast(Any, jax.sharding.auto_axes(VCReg._penalty, out_sharding=PartitionSpec()))(self, h)
 
     def _penalty(self, h: Array) -> Array:
-        h, axes = sampling.keep(h, self.stride(h)), shard_axes(h)
+        h, axes = sampling.keep(h, self.stride(h)), sample_axes(h, self.axis_name)
         if self.scope == "global":
-            return self._penalty_of(h, axes)
-        mean = jax.vmap(self._penalty_of)(in_groups(h, self.scope)).mean()
-        return lax.pmean(mean, axes) if axes else mean
+            penalty = self._penalty_of(h, axes)
+        else:
+            mean = jax.vmap(self._penalty_of)(in_groups(h, self.scope, axes)).mean()
+            penalty = lax.pmean(mean, axes) if axes else mean
+        return penalty if self.axis_name is None else of_all_devices(penalty, h, axes)
 
     def _penalty_of(self, h: Array, axes: tuple[str, ...] = ()) -> Array:
         n, d = num_samples(h, axes), h.shape[-1]
@@ -174,7 +191,10 @@ class VCReg:
         return self.alpha * variance_term + self.beta * factor * costs.sum() / (d * (d - 1))
 
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h)` in closed form, in float32 or wider; of a sample in the dtype of `h`."""
+        """The gradient of `penalty(h)` in closed form, in float32 or wider; of a sample in the dtype of `h`.
+
+        With `axis_name` that of the sum over devices of their equal penalties, as `jax.grad(penalty)` is.
+        """
         if (split := explicit_sharding(h)) is None:
             return self._gradient(h)
         # Explicit axes leave a contraction over a split axis to the author; here the compiler may choose.
@@ -185,16 +205,19 @@ class VCReg:
 
     def stride(self, h: Float[Array, "*samples d"]) -> int:
         """Every how many indices along each axis of positions it looks at `h`: `sample`, or less where `h` is small."""
+        axes = sample_axes(h, self.axis_name)
         if self.scope == "global":
-            return sampling.stride(h.shape, self.sample, num_shards(shard_axes(h)))
-        return sampling.stride(shape_in_groups(h, self.scope)[1:], self.sample)
+            return sampling.stride(h.shape, self.sample, num_shards(axes))
+        return sampling.stride(shape_in_groups(h, self.scope, axes)[1:], self.sample)
 
     def _gradient(self, h: Array, samples_spec: PartitionSpec | None = None) -> Array:
+        axes = sample_axes(h, self.axis_name)
+        times = 1.0 if self.axis_name is None else float(num_shards(axes))
         if self.scope == "global":
-            return self._gradient_of(h, shard_axes(h), samples_spec)
-        share = self.scaled(1 / self.scope)  # by its weights: every row would otherwise be divided
+            return self.scaled(times)._gradient_of(h, axes, samples_spec)
+        share = self.scaled(times / self.scope)  # by its weights: every row would otherwise be divided
         one_group = functools.partial(share._gradient_of, axes=(), samples_spec=PartitionSpec())
-        return map_groups(one_group, h, self.scope, samples_spec)
+        return map_groups(one_group, h, self.scope, samples_spec, axes)
 
     def _gradient_of(self, h: Array, axes: tuple[str, ...], samples_spec: PartitionSpec | None) -> Array:
         if (stride := sampling.stride(h.shape, self.sample, num_shards(axes))) > 1:
@@ -236,9 +259,12 @@ class explicit:  # noqa: N801 - reads as a function of a regularizer, `explicit(
 
     reg: Penalty
 
+    def __post_init__(self) -> None:
+        refuse_class(self.reg)
+
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
         """`h` itself; the backward pass adds `gradient(h)`."""
-        jax.eval_shape(self.reg.penalty, h)  # refuses here, not in the backward pass, what `reg` refuses
+        jax.eval_shape(self.reg, h)  # refuses here, not in the backward pass, what `reg` refuses
         return add_gradient(self, h)
 
     def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
@@ -250,7 +276,7 @@ class explicit:  # noqa: N801 - reads as a function of a regularizer, `explicit(
         return jax.grad(self.reg.penalty)(h)
 
 
-def _check(h: Array, scope: Literal["global"] | int) -> None:
+def _check(h: Array, reg: VCReg) -> None:
     if h.ndim < 2:
         raise ValueError(
             f"VCReg needs features of shape (*samples, d) with at least two axes, got shape {h.shape}. "
@@ -262,7 +288,11 @@ def _check(h: Array, scope: Literal["global"] | int) -> None:
         raise ValueError(f"VCReg needs floating-point features, got {h.dtype}. Cast them first.")
     if not all(isinstance(size, int) for size in h.shape):
         return  # a program exported for any batch: there is no number to judge
-    rows = num_samples(h, shard_axes(h)) if scope == "global" else math.prod(shape_in_groups(h, scope)[1:-1])
+    try:
+        axes = sample_axes(h, reg.axis_name)
+    except ValueError:
+        return  # an axis that is not bound matters to who differentiates: evaluation goes without
+    rows = num_samples(h, axes) if reg.scope == "global" else math.prod(shape_in_groups(h, reg.scope, axes)[1:-1])
     if rows < 2:
         warnings.warn(f"VCReg adds nothing: a covariance needs 2 samples, got {rows} in {h.shape}.", stacklevel=3)
     elif h.shape[-1] < 2:

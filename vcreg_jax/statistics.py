@@ -7,12 +7,13 @@ axes, or be a shard inside `shard_map`. The regularizers ask here and do not kno
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 
 def statistics_dtype(h: Array) -> jnp.dtype:
@@ -29,14 +30,55 @@ def shard_axes(h: Array) -> tuple[str, ...]:
     return tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name in varying)
 
 
+def check_axis_name(name: str, axis_name: object) -> None:
+    """Refuses what `axis_name` of the regularizer `name` cannot be."""
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if axis_name is not None and not (names and all(isinstance(axis, str) for axis in names)):
+        raise ValueError(f"{name} needs axis_name to be a string, a tuple of strings or None, got {axis_name!r}.")
+
+
+def sample_axes(h: Array, axis_name: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The axes over which further samples of `h` lie: those named, or else `shard_axes(h)`.
+
+    Raises:
+      ValueError: for a name that no enclosing `pmap`, `vmap` or `shard_map` binds.
+    """
+    if axis_name is None:
+        return shard_axes(h)
+    axes = (axis_name,) if isinstance(axis_name, str) else axis_name
+    try:
+        lax.axis_size(axes)
+    except NameError:
+        raise ValueError(
+            f"axis_name={axis_name!r} is not bound where the regularizer is differentiated. Do that inside of a pmap, "
+            "vmap or shard_map with this axis name; under jit alone leave axis_name out."
+        ) from None
+    return axes
+
+
+def of_all_devices(penalty: Float[Array, ""], h: Array, axes: tuple[str, ...]) -> Float[Array, ""]:
+    """`penalty`, equal on all devices along `axes`, with the gradient of the sum over them of their penalties.
+
+    That is what differentiating gives by itself, but for the axes over which a `shard_map` knows `h` to vary.
+    """
+    known = jax.typeof(h).manual_axis_type.varying
+    others = num_shards(tuple(name for name in axes if name in known)) - 1
+    return penalty + others * (penalty - lax.stop_gradient(penalty)) if others else penalty
+
+
 def num_samples(h: Array, axes: tuple[str, ...] = ()) -> int:
     """The product of all axes but the last, times the number of shards over `axes`."""
     return math.prod(h.shape[:-1]) * num_shards(axes)
 
 
-def in_groups(h: Float[Array, "batch *rest d"], groups: int) -> Float[Array, "groups rows *rest d"]:
-    """The leading axis cut into equal consecutive groups; inside `shard_map`, the groups that lie on this shard."""
-    return h.reshape(shape_in_groups(h, groups))
+def in_groups(
+    h: Float[Array, "batch *rest d"], groups: int, axes: tuple[str, ...] | None = None
+) -> Float[Array, "groups rows *rest d"]:
+    """The leading axis cut into equal consecutive groups; inside `shard_map`, the groups that lie on this shard.
+
+    `axes` are those over which the other groups lie, by default `shard_axes(h)`.
+    """
+    return h.reshape(shape_in_groups(h, groups, axes))
 
 
 def map_groups(
@@ -44,33 +86,36 @@ def map_groups(
     h: Float[Array, "batch *rest d"],
     groups: int,
     samples_spec: PartitionSpec | None = None,
+    axes: tuple[str, ...] | None = None,
 ) -> Float[Array, "batch *rest d"]:
     """`function` of every group's rows, which keeps their shape, put together again.
 
     Where shards hold whole groups (`samples_spec` as in `mean_and_covariance`) each runs its own as a program of its
     own: with an axis of groups the compiler keeps more in memory, even if that axis has but one group on a device.
     """
-    mesh = _mesh_of(h)
+    mesh, axes = _mesh_of(h), shard_axes(h) if axes is None else axes
     if samples_spec is None:
-        samples_spec = PartitionSpec() if shard_axes(h) else _leading_axis_over_auto_axes(h, mesh)
+        samples_spec = PartitionSpec() if axes else _leading_axis_over_auto_axes(h, mesh)
     names = _names_in(samples_spec)
     only_images_split = not _names_in(PartitionSpec(*samples_spec[1:]))
     if names and only_images_split and groups % math.prod(mesh.shape[name] for name in names) == 0:
         on_shard = functools.partial(map_groups, function, groups=groups, samples_spec=PartitionSpec())
         return jax.shard_map(on_shard, mesh=mesh, in_specs=samples_spec, out_specs=samples_spec)(h)
-    if shape_in_groups(h, groups)[0] == 1:
+    if shape_in_groups(h, groups, axes)[0] == 1:
         return function(h)
-    return jax.vmap(function)(in_groups(h, groups)).reshape(h.shape)
+    return jax.vmap(function)(in_groups(h, groups, axes)).reshape(h.shape)
 
 
-def shape_in_groups(h: Float[Array, "batch *rest d"], groups: int) -> tuple[int, ...]:
-    """The shape of `in_groups(h, groups)`, found without reshaping.
+def shape_in_groups(
+    h: Float[Array, "batch *rest d"], groups: int, axes: tuple[str, ...] | None = None
+) -> tuple[int, ...]:
+    """The shape of `in_groups(h, groups, axes)`, found without reshaping.
 
     Raises:
       ValueError: when the whole batch's leading axis does not divide into `groups`, or a group would straddle
         two shards of a `shard_map`.
     """
-    shards = num_shards(shard_axes(h))
+    shards = num_shards(shard_axes(h) if axes is None else axes)
     batch = h.shape[0] * shards
     if batch % groups or groups % shards:
         raise ValueError(
@@ -80,26 +125,67 @@ def shape_in_groups(h: Float[Array, "batch *rest d"], groups: int) -> tuple[int,
     return groups // shards, batch // groups, *h.shape[1:]
 
 
+class Mean(NamedTuple):
+    """A mean as the sum of two numbers, since one would lose the digits that lie far below it: `near + rest`."""
+
+    near: Float[Array, " d"]  # one of each feature's own values: differences from it are exact where they matter
+    rest: Float[Array, " d"]
+
+
+def mean_of(
+    h: Float[Array, "*samples d"], where: Bool[Array, "*samples"] | None = None, axes: tuple[str, ...] = ()
+) -> Mean:
+    """The mean over samples in float32 or wider, by sums that the compiler places; of the rows `where` it is true.
+
+    A sum of many rows far from 0 loses digits, and one number for their mean would. Hence it is summed how far they
+    lie below the largest, and then what rounding has left of that. Of equal rows it is exactly their value. `axes` are
+    those of an enclosing `shard_map` over which further samples lie.
+    """
+    samples, x = tuple(range(h.ndim - 1)), h.astype(statistics_dtype(h))
+    keep = jnp.ones((), bool) if where is None else where[..., None]
+    largest = lax.stop_gradient(jnp.where(keep, x, -jnp.inf).max(axis=samples, initial=-jnp.inf))
+    count = jnp.asarray(num_samples(h), x.dtype) if where is None else where.sum(dtype=x.dtype)
+    if axes:
+        largest, count = lax.pmax(largest, axes), lax.psum(count, axes)
+    mean = Mean(jnp.where(largest == -jnp.inf, 0.0, largest), jnp.zeros_like(largest))
+    for _ in range(2):
+        mean = lax.stop_gradient(mean)  # what is added has the whole derivative
+        total = jnp.where(keep, less(h, mean), 0.0).sum(axis=samples)
+        total = lax.psum(total, axes) if axes else total
+        mean = mean._replace(rest=mean.rest + total / jnp.maximum(count, 1))
+    return mean
+
+
+def less(h: Float[Array, "*samples d"], mean: Mean) -> Float[Array, "*samples d"]:
+    """`h - mean` in the dtype of the mean."""
+    near, rest = (jnp.expand_dims(part, tuple(range(h.ndim - 1))) for part in mean)
+    return (h.astype(near.dtype) - near) - rest
+
+
+def centred(h: Float[Array, "*samples d"], mean: Mean) -> Float[Array, "*samples d"]:
+    """`less(h, mean)` in the dtype of `h`."""
+    return less(h, mean).astype(h.dtype)
+
+
 def covariance(h: Float[Array, "*samples d"], axes: tuple[str, ...] = ()) -> Float[Array, "d d"]:
     """C = x'x / (n - 1), x = h - mean over samples: the unbiased covariance of n >= 2 samples, below Eq. 4.
 
-    The textbook form in float32 or wider: two passes, and two all-reduces over a sharded batch. `axes` are those
-    of an enclosing `shard_map` over which further samples lie.
+    The textbook form in float32 or wider: a mean and a product, each with all-reduces of its own over a sharded batch.
+    `axes` are those of an enclosing `shard_map` over which further samples lie.
     """
-    dtype = statistics_dtype(h)
     samples = tuple(range(h.ndim - 1))
-    mean = h.mean(axis=samples, dtype=dtype)
-    x = _less(h, lax.pmean(mean, axes) if axes else mean)
+    x = less(h, mean_of(h, axes=axes))
     scatter = lax.dot_general(x, x, ((samples, samples), ((), ())))
     return (lax.psum(scatter, axes) if axes else scatter) / (num_samples(h, axes) - 1)
 
 
 def mean_and_covariance(
     h: Float[Array, "*samples d"], axes: tuple[str, ...] = (), samples_spec: PartitionSpec | None = None
-) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+) -> tuple[Mean, Float[Array, "d d"]]:
     """Mean and unbiased covariance of n >= 2 samples in the cheapest form: at most one all-reduce.
 
-    Products take operands in the dtype of `h` and accumulate in float32 or wider.
+    Products take operands in the dtype of `h` and accumulate in float32 or wider. An offset of the features costs no
+    digits, however large it is.
 
     Args:
       h: features; any number of leading sample axes.
@@ -119,46 +205,47 @@ def mean_and_covariance(
     return jax.shard_map(over_shards, mesh=mesh, in_specs=samples_spec, out_specs=(replicated, replicated))(h)
 
 
-def _mean_and_covariance_over(h: Array, axes: tuple[str, ...]) -> tuple[Array, Array]:
+def _mean_and_covariance_over(h: Array, axes: tuple[str, ...]) -> tuple[Mean, Array]:
     """Mean and covariance of this shard's rows together with those of all shards over `axes`.
 
     Contracts over all leading axes at once, since a reshape to `(n, d)` can cost layout copies. Scatter matrices
-    add; each shard's mean travels beside them in a row of its own, so that one all-reduce carries everything
+    add; each shard's mean travels beside them in rows of its own, so that one all-reduce carries everything
     and the part of the covariance that lies between shards is formed without cancellation:
 
         C (n - 1) = sum_k S_k + n_k sum_k (m_k - m)(m_k - m)'
 
     (Chan, Golub & LeVeque, "Algorithms for Computing the Sample Variance", 1983, Eq. 2.1).
     """
-    dtype, d = statistics_dtype(h), h.shape[-1]
     samples = tuple(range(h.ndim - 1))
-    over_samples = functools.partial(
-        lax.dot_general, dimension_numbers=((samples, samples), ((), ())), preferred_element_type=dtype
-    )
-    rows = math.prod(h.shape[:-1])
-    ones = jnp.ones(h.shape[:-1], h.dtype)
-    # Of float32 rows accelerators would round the operands, which an offset much larger than the spread cannot bear.
-    mean = over_samples(ones, h, precision=lax.Precision.HIGHEST) / rows
+    mean = _mean(h)
     x = centred(h, mean)
-    scatter = over_samples(x, x)
+    scatter = lax.dot_general(x, x, ((samples, samples), ((), ())), preferred_element_type=mean.rest.dtype)
+    rows, d = num_samples(h), h.shape[-1]
     if not axes:
         return mean, scatter / (rows - 1)
     shards = lax.axis_size(axes)
     is_own_row = jnp.arange(shards)[:, None] == lax.axis_index(axes)
-    totals = lax.psum(jnp.concatenate([scatter, jnp.where(is_own_row, mean[None], 0.0)]), axes)
-    scatter, means = totals[:d], totals[d:]
-    mean = means.mean(axis=0)
-    between = means - mean[None]
-    return mean, (scatter + rows * between.T @ between) / (shards * rows - 1)
+    own_rows = [jnp.where(is_own_row, part[None], 0.0) for part in mean]
+    totals = lax.psum(jnp.concatenate([scatter, *own_rows]), axes)
+    scatter, nears, rests = totals[:d], totals[d : d + shards], totals[d + shards :]
+    from_first = (nears - nears[:1]) + rests
+    rest = from_first.mean(axis=0)
+    between = from_first - rest[None]
+    return Mean(nears[0], rest), (scatter + rows * between.T @ between) / (shards * rows - 1)
 
 
-def centred(h: Float[Array, "*samples d"], mean: Float[Array, " d"]) -> Float[Array, "*samples d"]:
-    """`h - mean`, subtracted in the dtype of the mean and returned in that of `h`."""
-    return _less(h, mean).astype(h.dtype)
+def _mean(h: Array) -> Mean:
+    """`mean_of` the rows of one shard for one pass over them and an eighth.
 
-
-def _less(h: Array, mean: Array) -> Array:
-    return h.astype(mean.dtype) - jnp.expand_dims(mean, tuple(range(h.ndim - 1)))
+    What is summed is seen from one of the rows, then from the mean of the first eighth, which is at most sqrt(7)
+    standard deviations from that of all: near enough for the sum of a million to be exact to rounding.
+    """
+    samples, dtype = tuple(range(h.ndim - 1)), statistics_dtype(h)
+    near = lax.stop_gradient(h[(0,) * len(samples)]).astype(dtype)
+    mean = Mean(near, jnp.zeros_like(near))
+    for rows in (h[: -(-len(h) // 8)], h):
+        mean = mean._replace(rest=mean.rest + less(rows, mean).mean(axis=samples))
+    return mean
 
 
 def explicit_sharding(h: Array) -> tuple[AbstractMesh, PartitionSpec] | None:

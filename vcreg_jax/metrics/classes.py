@@ -48,14 +48,18 @@ class ClassSpread(NamedTuple):
 
 
 def class_means(features: Float[Array, "n d"], labels: Int[Array, " n"], num_classes: int) -> ClassMeans:
-    """The mean of each class, found in two passes over the rows."""
-    first = _means(features, labels, num_classes, jnp.zeros((num_classes, features.shape[-1])))
+    """The mean of each class, found in two passes over the rows, as differences from one of them."""
+    counted = (labels >= 0) & (labels < num_classes)
+    near = features[jnp.argmax(counted)].astype(statistics_dtype(features))
+    around = jnp.broadcast_to(jnp.where(counted.any(), near, 0.0)[None], (num_classes, len(near)))
+    first = _means(features, labels, num_classes, around)
     return _means(features, labels, num_classes, jnp.asarray(first.means))
 
 
 def _means(features: Array, labels: Array, num_classes: int, around: Array) -> ClassMeans:
-    spread = class_spread(features, labels, around)
-    return ClassMeans(spread.counts, around + spread.residuals / jnp.maximum(spread.counts, 1)[:, None])
+    counts, _, residuals = class_spread(features, labels, around)
+    means = around + residuals / jnp.maximum(counts, 1)[:, None]
+    return ClassMeans(counts, jnp.where(counts[:, None] > 0, means, 0.0))
 
 
 def class_spread(
@@ -100,8 +104,9 @@ def cdnv_of(spread: ClassSpread, centres: Float[Array | np.ndarray, "k d"]) -> F
         raise ValueError(f"CDNV compares pairs of classes, got {len(centres)} class(es).")
     divisor = spread.counts + (spread.counts == 0)
     shift = spread.residuals / divisor[:, None]
-    means = centres + shift
-    means = jnp.asarray(means - means.mean(axis=0)[None])  # in the arrays' own dtype: NumPy's may be wider than JAX's
+    own = (spread.counts > 0)[:, None]
+    middle = (own * centres).sum(axis=0) / (own.sum() + (own.sum() == 0))  # seen from there digits are exact
+    means = jnp.asarray((centres - middle[None]) + shift)  # in the arrays' own dtype: NumPy's may be wider than JAX's
     variance = jnp.maximum(jnp.asarray(spread.squares / divisor - (shift**2).sum(axis=-1)), 0)
     present = jnp.asarray(spread.counts) > 0
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Num
 
-from vcreg_jax.statistics import statistics_dtype
+from vcreg_jax.statistics import less, mean_of
 
 
 class Moments(NamedTuple):
@@ -36,14 +36,13 @@ def moments(h: Float[Array, "b *rest d"], where: Bool[Array, " b"] | None = None
 
     `where` keeps those indices of the first axis that are no padding. Without a row all moments are 0.
     """
-    dtype, samples = statistics_dtype(h), tuple(range(h.ndim - 1))
-    kept = jnp.ones(len(h), dtype) if where is None else where.astype(dtype)
-    weights = jnp.broadcast_to(jnp.expand_dims(kept, tuple(range(1, h.ndim))), (*h.shape[:-1], 1))
-    count = weights.sum()
-    mean = (h.astype(dtype) * weights).sum(axis=samples) / jnp.maximum(count, 1)
-    x = (h.astype(dtype) - jnp.expand_dims(mean, samples)) * weights
+    samples = tuple(range(h.ndim - 1))
+    kept = jnp.ones(len(h), bool) if where is None else where
+    kept = jnp.broadcast_to(jnp.expand_dims(kept, samples[1:]), h.shape[:-1])
+    mean = mean_of(h, kept)
+    x = jnp.where(kept[..., None], less(h, mean), 0.0)
     scatter = lax.dot_general(x, x, ((samples, samples), ((), ())), precision=lax.Precision.HIGHEST)
-    return Moments(count, mean, scatter)
+    return Moments(kept.sum(dtype=x.dtype), mean.near + mean.rest, scatter)
 
 
 class LayerStatistics(NamedTuple):

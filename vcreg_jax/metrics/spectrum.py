@@ -5,13 +5,13 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from vcreg_jax.statistics import statistics_dtype
+from vcreg_jax.statistics import less, mean_of, statistics_dtype
 
 
 def singular_values(features: Float[Array, "n d"]) -> Float[Array, " min_n_d"]:
     """Singular values of the centred features over sqrt(n - 1), largest first: standard deviations along the
     principal axes, in the features' unit."""
-    x = features - features.mean(axis=0, keepdims=True)
+    x = less(features, mean_of(features))
     return jnp.linalg.svd(x, compute_uv=False) / jnp.sqrt(max(features.shape[0] - 1, 1))
 
 
@@ -60,7 +60,7 @@ def linear_cka(x: Float[Array, "n a"], y: Float[Array, "n b"]) -> Float[Array, "
     """
     dtype = jnp.promote_types(statistics_dtype(x), statistics_dtype(y))
     joint = jnp.concatenate([x.astype(dtype), y.astype(dtype)], axis=1)
-    joint = joint - joint.mean(axis=0, keepdims=True)
+    joint = less(joint, mean_of(joint))
     return linear_cka_of(jnp.matmul(joint.T, joint, precision=lax.Precision.HIGHEST), x.shape[1])
 
 
