@@ -9,7 +9,7 @@ two libraries stand side by side from one run, minutes apart.
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,13 @@ def summary(rows: Iterable[Row], batch_size: int) -> list[dict[str, Any]]:
             values["paper_over_identity"] = PAPER.get((row.model, row.column))
         described.append(values)
     return described
+
+
+def rows_of(result: dict[str, Any]) -> list[Row]:
+    """The rows that `describe` has written."""
+    names = [field.name for field in fields(Row)]
+    written = [{name: row[name] for name in names if name in row} for row in result.get("rows", [])]
+    return [replace(Row(**row), seconds=tuple(row["seconds"])) for row in written]
 
 
 def _group(row: Row) -> tuple[str, ...]:
