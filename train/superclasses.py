@@ -35,18 +35,35 @@ NONE, EQUATION_4, ALGORITHM_1 = "none", "equation_4", "algorithm_1"  # the arms;
 RATE, TUNING_SEED = 0.016, 100
 # With a beta of 10 Eq. 4 lost 20 points on an H200, and Algorithm 1's beta is hundreds of times as strong.
 POINTS = {
-    NONE: [(RATE, 0.0, 0.0), (RATE / 2, 0.0, 0.0)],
-    EQUATION_4: [(RATE, 0.64, 0.08), (RATE, 1.28, 0.16), (RATE, 0.64, 1.0), (RATE / 2, 0.64, 0.08)],
-    ALGORITHM_1: [(RATE, 0.64, beta) for beta in (0.08, 0.01, 1e-3, 1e-4)]
-    + [(RATE, 1.28, 1e-4), (RATE / 2, 0.64, 1e-4)],
-}
-CANDIDATES = {EQUATION_4: POINTS[NONE] + POINTS[EQUATION_4], ALGORITHM_1: POINTS[ALGORITHM_1]}  # of a scale's program
-EPOCHS = (200, 100, 50, 20, 10, 5, 2)  # the most of these that fit; the paper's are 200
+    EQUATION_4: [
+        *[(RATE, 0.0, 0.0), (RATE / 2, 0.0, 0.0)],
+        *[(RATE, 0.64, 0.08), (RATE, 1.28, 0.16), (RATE, 0.64, 1.0), (RATE / 2, 0.64, 0.08)],
+    ],
+    ALGORITHM_1: [
+        *((RATE, 0.64, beta) for beta in (0.08, 0.01, 1e-3, 1e-4)),
+        *[(RATE, 1.28, 1e-4), (RATE / 2, 0.64, 1e-4)],
+    ],
+}  # learning rate, alpha and beta of each scale's program
 EPOCH_SECONDS = 0.8  # of a program, until one is timed
 STRENGTHS = np.geomspace(0.1, 1e4, 11)
 BATCH = 1000  # images evaluated at once
 
 Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, for the most of `epochs` that fit."""
+
+    model: ModelConfig
+    batch_size: int
+    points: dict[str, list[tuple[float, float, float]]]
+    seeds: int  # of each arm in the end
+    epochs: tuple[int, ...]
+
+
+FULL = Plan(ModelConfig("convnext_atto", "bfloat16"), 4096, POINTS, 3, (200, 100, 50, 20, 10, 5))  # the paper's: 200
+TRIAL = Plan(ModelConfig("convnext_digits"), 150, {EQUATION_4: POINTS[EQUATION_4][:3:2]}, 1, (2,))
 
 
 @dataclass(frozen=True)
@@ -87,15 +104,13 @@ def splits_of(images: np.ndarray, fine: np.ndarray, coarse: np.ndarray) -> dict[
 class Trainer:
     """Trains settings of one scale for a number of epochs, as one program, and probes them."""
 
-    def __init__(
-        self, splits: dict[str, InMemory], model: ModelConfig, batch_size: int, scale: str, epochs: int, mesh: Mesh
-    ):
-        train = splits["train"]
-        self.splits, self.epochs, self.batch_size, self.train_split = splits, epochs, batch_size, cast(Any, train)
-        self.per_epoch = math.ceil(len(train.classes) / batch_size)
+    def __init__(self, splits: dict[str, InMemory], plan: Plan, scale: str, epochs: int, mesh: Mesh):
+        self.splits, self.epochs, self.batch_size = splits, epochs, plan.batch_size
+        self.train_split = train = cast(Any, splits["train"])
+        self.per_epoch = math.ceil(len(train.classes) / plan.batch_size)
         schedule = Cosine(RATE, warmup_steps=max(min(5, epochs // 10), 1) * self.per_epoch)
         optimizer = OptimizerConfig(AdamW(weight_decay=0.05), schedule)
-        config = TrainConfig(train.config, model, optimizer, epochs * self.per_epoch, batch_size)
+        config = TrainConfig(train.config, plan.model, optimizer, epochs * self.per_epoch, plan.batch_size)
         plain = grid.without_regularizers(config, self.train_split)
         sites = Sites(block=VCReg(scale=cast(Any, scale)))
         self.program = grid.make_program(config, plain, sites, mesh, 1 if jax.default_backend() == "cpu" else None)
@@ -147,44 +162,47 @@ class Trainer:
 
 def measure(path: Path | None, _settings: Settings, _found: Result, save: Callable[..., None], end: Deadline) -> None:
     """The candidates' program of each scale, then that of the chosen ones; saved after each. No path: a trial."""
-    splits = _trial() if path is None else splits_of(**np.load(path))
-    trainers, seconds = _ready(splits, path is None, end)
-    result: Result = {"points": POINTS, "images": str(path), "program_seconds": seconds, "runs": [], "not_run": []}
+    plan, splits = (TRIAL, _random_images()) if path is None else (FULL, splits_of(**np.load(path)))
+    trainers, seconds = _ready(splits, plan, end)
+    runs: list[Result] = []
+    result: Result = {"points": plan.points, "images": str(path), "program_seconds": seconds, "runs": runs}
+    result["not_run"] = []
     for final in (False, True):
         for scale, trainer in trainers.items():
             if end.left < seconds:
                 result["not_run"].append(f"{scale}, {'final' if final else 'candidates'}: {end.left:.0f} s were left")
             else:
-                own = finals(result["runs"], scale) if final else [Setting(*p, TUNING_SEED) for p in CANDIDATES[scale]]
-                result["runs"] += _runs(trainer, own, scale, final)
-            save(result | {"summary": summary(result["runs"])})
-    save(result | {"summary": summary(result["runs"]), "complete": not result["not_run"]})
+                runs += _runs(trainer, finals(runs, plan, scale) if final else candidates(plan, scale), scale, final)
+            save(result | {"summary": summary(runs)})
+    save(result | {"summary": summary(runs), "complete": not result["not_run"]})
 
 
-def _ready(splits: dict[str, InMemory], trial: bool, end: Deadline) -> tuple[dict[str, Trainer], float]:
-    """A compiled trainer of each scale for as many epochs as fit, and what one of their programs takes, probes too."""
-    mesh = benchmark.one_device_mesh("cpu" if trial else "gpu")
-    model = ModelConfig("convnext_digits") if trial else ModelConfig("convnext_atto", "bfloat16")
-    programs = 2 * len(CANDIDATES)
+def candidates(plan: Plan, scale: str) -> list[Setting]:
+    """What is trained to choose from."""
+    return [Setting(*point, TUNING_SEED) for point in plan.points[scale]]
+
+
+def _ready(splits: dict[str, InMemory], plan: Plan, end: Deadline) -> tuple[dict[str, Trainer], float]:
+    """A trainer of each scale for as many epochs as fit, and the seconds of one of their programs, probes too."""
+    mesh = benchmark.one_device_mesh("cpu" if plan is TRIAL else "gpu")
+    programs, settings = 2 * len(plan.points), candidates(plan, EQUATION_4)
 
     def trainers(epochs: int) -> dict[str, Trainer]:
-        return {scale: Trainer(splits, model, 150 if trial else 4096, scale, epochs, mesh) for scale in CANDIDATES}
+        return {scale: Trainer(splits, plan, scale, epochs, mesh) for scale in plan.points}
 
-    def most(seconds: float, probes: float) -> int:
-        fitting = (e for e in EPOCHS if programs * (1.05 * e * seconds + probes) < end.left)
-        return EPOCHS[-1] if trial else next(fitting, EPOCHS[-1])
+    def most(epoch: float, probes: float) -> int:
+        fitting = (epochs for epochs in plan.epochs if programs * (1.05 * epochs * epoch + probes) < end.left)
+        return next(fitting, plan.epochs[-1])
 
     epochs = most(EPOCH_SECONDS, 0.0)
     found = trainers(epochs)
-    first = next(iter(found.values()))
-    settings = [Setting(*point, TUNING_SEED) for point in CANDIDATES[EQUATION_4]]
-    states, _, seconds = first.train(settings, 2)  # the first epoch compiles
-    first.probed(states, 0)
+    states, _, seconds = found[EQUATION_4].train(settings, 2)  # the first epoch compiles
+    found[EQUATION_4].probed(states, 0)
     start = time.perf_counter()
-    first.probed(states, 1)
+    found[EQUATION_4].probed(states, 1)
     probes = len(settings) * (time.perf_counter() - start)
     if (fitting := most(seconds[-1], probes)) != epochs:
-        found = trainers(fitting)
+        found = trainers(fitting)  # the schedule's length is part of the program
     print(f"an epoch takes {seconds[-1]:.2f} s, probes {probes:.0f} s: {fitting} epochs", flush=True)
     return found, fitting * seconds[-1] + probes
 
@@ -201,17 +219,17 @@ def _runs(trainer: Trainer, settings: Sequence[Setting], scale: str, final: bool
     return found
 
 
-def finals(runs: Sequence[Result], scale: str) -> list[Setting]:
-    """The chosen point of the scale with seeds 0 to 2, and three seeds of the baseline's, other ones in each scale."""
-    first = 3 * list(CANDIDATES).index(scale)
-    seeds = {scale: range(3), NONE: range(first, first + 3)}
+def finals(runs: Sequence[Result], plan: Plan, scale: str) -> list[Setting]:
+    """The scale's chosen point, and the baseline's with seeds that no other scale's program has."""
+    first = plan.seeds * list(plan.points).index(scale)
+    seeds = {NONE: range(first, first + plan.seeds), scale: range(plan.seeds)}
     return [Setting(*chosen(runs, arm), seed) for arm, own in seeds.items() for seed in own]
 
 
 def chosen(runs: Sequence[Result], arm: str) -> tuple[float, float, float]:
     """The arm's candidate that the probe finds best on validation images; the first of equals."""
-    candidates = [run for run in runs if run["arm"] == arm and not run["final"]]
-    best = max(candidates, key=lambda run: run["probe_validation_accuracy"])
+    tried = [run for run in runs if run["arm"] == arm and not run["final"]]
+    best = max(tried, key=lambda run: run["probe_validation_accuracy"])
     return best["learning_rate"], best["alpha"], best["beta"]
 
 
@@ -237,7 +255,7 @@ def text(found: Result) -> str:
     return "\n".join(lines + [f"- not run: {what}" for what in found["not_run"]])
 
 
-def _trial() -> dict[str, InMemory]:
+def _random_images() -> dict[str, InMemory]:
     """Small images of ten classes, each of its own brightness."""
     rng = np.random.default_rng(0)
     fine = rng.integers(0, 10, 360).astype(np.int32)
