@@ -80,7 +80,7 @@ def stages(tiny: bool, images: Path | None) -> list[Stage]:
         table("torch_compiled_vit_more", 0.6, compiled, of(vit, ("identity", "naive", "BatchNorm"))),
     ]
     if images or tiny:
-        every.append(Stage("superclasses", 1.0, partial(superclasses.measure, images), superclasses.text, usual))
+        every.append(Stage("superclasses", 0.9, partial(superclasses.measure, images), superclasses.text, usual))
     return [stage for stage in every if not tiny or stage.name in TRIED]
 
 

@@ -8,7 +8,7 @@ seeds. As many epochs are trained as fit, by the time of one on a GPU that does 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, cast
@@ -185,7 +185,9 @@ def candidates(plan: Plan, scale: str) -> list[Setting]:
 def _ready(splits: dict[str, InMemory], plan: Plan, end: Deadline) -> tuple[dict[str, Trainer], float]:
     """A trainer of each scale for as many epochs as fit, and the seconds of one of their programs, probes too."""
     mesh = benchmark.one_device_mesh("cpu" if plan is TRIAL else "gpu")
-    programs, settings = 2 * len(plan.points), candidates(plan, EQUATION_4)
+    # With as many seeds as the final runs have, since the host draws for each.
+    settings = [replace(own, seed=seed) for seed, own in enumerate(candidates(plan, EQUATION_4))]
+    programs = 2 * len(plan.points)
 
     def trainers(epochs: int) -> dict[str, Trainer]:
         return {scale: Trainer(splits, plan, scale, epochs, mesh) for scale in plan.points}
