@@ -272,6 +272,7 @@ def test_what_another_process_raises_is_raised_here():
         (["table1", "--tiny"], "--tiny belongs to gpu, not to table1."),
         (["table1", "--columns", "VCRag"], "bench knows no column 'VCRag'. Known: identity, barrier, VCReg"),
         (["table1", "--phases", "backward"], "invalid choice: 'backward'"),
+        (["gpu", "--images", "nowhere.npz"], "There is no file nowhere.npz."),
         (["gpu", "--minutes", "0"], "--minutes must be above 0, got 0."),
         (["gpu", "--stages", "nothing"], "bench gpu has no stage 'nothing'. It has gradient, jax_vit"),
         (["table1", "--device", "gpu"], "JAX finds no device of platform 'gpu'"),

@@ -95,6 +95,8 @@ def run(given: Namespace, command: str) -> None:
     every = stages(given.tiny, given.images)
     if unknown := set(given.stages or ()) - {stage.name for stage in every}:
         raise ValueError(f"bench gpu has no stage {min(unknown)!r}. It has {', '.join(stage.name for stage in every)}.")
+    if given.images is not None and not given.images.is_file():
+        raise ValueError(f"There is no file {given.images}.")
     asked = [stage for stage in every if not given.stages or stage.name in given.stages]
     folder.mkdir(parents=True, exist_ok=True)
     _cache_under(folder.resolve() / "cache")
