@@ -11,13 +11,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vcreg_jax as vc
-from train import bench, benchmark, benchmark_torch, dispatch, roofline, table1
+from train import bench, benchmark, benchmark_jax, benchmark_torch, dispatch, provenance, roofline, table1
 from train.__main__ import main
 from train.benchmark import COLUMNS, PHASES, Settings, batch_norm
 from train.benchmark_torch import Algorithm1
 from train.crosscheck import torch_networks
 from train.crosscheck.torch_networks import CONVNEXT, RESNET, VIT
-from train.timing import Row, Spread, in_own_process, interleaved, ratio
+from train.timing import LATE, Deadline, Row, Spread, in_own_process, interleaved, ratio
 from vcreg_jax import models
 from vcreg_jax.models.vit import TIMM, ViT
 
@@ -232,6 +232,25 @@ def test_the_table_and_the_roofline_of_a_tiny_network(tmp_path, monkeypatch, cap
     assert network["floor_seconds"] == pytest.approx(whole) and "over barrier" in capsys.readouterr().out
 
 
+def test_columns_and_phases_are_those_that_are_asked_for_and_a_late_one_says_so():
+    settings = replace(TINY, columns={name: COLUMNS[name] for name in ("VCReg", "identity")}, phases=PHASES[:1])
+    rows = benchmark_jax.measure(settings, "tiny", "float32")
+    assert [(row.phase, row.column) for row in rows] == [
+        (PHASES[0], "VCReg"), (PHASES[0], "identity"), (PHASES[0], "identity again"),
+    ]  # fmt: skip
+    assert rows[1].compile_seconds == rows[2].compile_seconds != rows[0].compile_seconds
+    late = benchmark_jax.measure(settings, "tiny", "float32", Deadline.after(0))
+    assert all(bool(row.seconds) != (row.not_run == LATE) for row in late) and any(row.not_run for row in late)
+
+
+def test_the_commit_is_told_where_there_is_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("VCREG_COMMIT", "abc1234")
+    assert provenance.commit() == "abc1234"
+    monkeypatch.delenv("VCREG_COMMIT")
+    assert provenance.commit() == "unknown"
+
+
 def test_what_another_process_raises_is_raised_here():
     with pytest.raises(ValueError, match="needs alpha >= 0, got -1"):
         in_own_process(vc.VCReg, -1.0)
@@ -248,6 +267,14 @@ def test_what_another_process_raises_is_raised_here():
         (["table1", "--rounds", "0"], "--rounds must be at least 1, got 0."),
         (["table1", "--json", "nowhere/t.json"], "There is no folder nowhere."),
         (["roofline", "--torch"], "--torch belongs to table1, not to roofline."),
+        (["dispatch", "--columns", "VCReg"], "--columns belongs to table1, not to dispatch."),
+        (["probe", "--minutes", "1"], "--minutes belongs to table1 and gpu, not to probe."),
+        (["table1", "--tiny"], "--tiny belongs to gpu, not to table1."),
+        (["table1", "--columns", "VCRag"], "bench knows no column 'VCRag'. Known: identity, barrier, VCReg"),
+        (["table1", "--phases", "backward"], "invalid choice: 'backward'"),
+        (["gpu", "--images", "nowhere.npz"], "There is no file nowhere.npz."),
+        (["gpu", "--minutes", "0"], "--minutes must be above 0, got 0."),
+        (["gpu", "--stages", "nothing"], "bench gpu has no stage 'nothing'. It has gradient, jax_vit"),
         (["table1", "--device", "gpu"], "JAX finds no device of platform 'gpu'"),
     ],
 )

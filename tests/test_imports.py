@@ -74,6 +74,20 @@ def test_the_barrier_itself_holds():
     assert "forbidden: sklearn" in _run_without(["sklearn"], "import sklearn").stderr
 
 
+def test_benchmarks_and_grids_need_no_package_that_reads_data_or_options():
+    missing = ["grain", "tensorflow_datasets", "tensorflow", "array_record", "importlib_resources", "tyro", "sklearn"]
+    modules = (
+        "bench, benchmark_gpu, benchmark_gpu_stages, benchmark_jax, dispatch, grid, roofline, superclasses, table1"
+    )
+    body = f"""
+from train import {modules}
+from train.__main__ import main
+main(["bench", "gpu", "--stages", "nothing"])
+"""
+    done = _run_without(missing, body)
+    assert done.stderr.startswith("error: bench gpu has no stage 'nothing'. It has gradient, jax_vit,"), done.stderr
+
+
 def test_the_wheel_holds_the_library_only(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, check=True, capture_output=True, cwd=ROOT)

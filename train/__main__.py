@@ -26,6 +26,8 @@
     python -m train bench input               images a second from records to batches, beside bare Pillow
     python -m train bench probe               the linear probe at 45 strengths, beside scikit-learn's
     python -m train bench grid                many settings as one program, beside as many separate runs
+    python -m train bench gpu [--minutes N] [--out FOLDER] [--images FILE] [--stages NAME ...] [--tiny]
+                                              what a GPU tells in a given time, the most valuable first: docs/gpu.md
     python -m train preflight CONFIG --topology v5e:4x4 [--image-shape H W C] [--num-classes N] [--json FILE]
                               [overrides]     compile the training step for TPUs that are not there: does it fit?
 
@@ -41,8 +43,6 @@ import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
-
-from train import config_file
 
 COMMANDS = ("run", "prepare", "data", "report", "analyse", "convert", "export", "crosscheck", "bench", "preflight")
 
@@ -99,6 +99,8 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
     parser.add_argument("--process-id", metavar="I", type=int)
     parser.add_argument("--point", metavar="NAME")
     given, overrides = parser.parse_known_args(arguments[1:])
+    from train import config_file
+
     config = config_file.overridden(config_file.load(Path(arguments[0]), given.point), tuple(overrides))
     from train import experiment, figure1, grid_search, hosts, preemption, pretraining, transfer
     from train.config import Pretraining, Transfer
@@ -130,7 +132,7 @@ def _report(folder: Path) -> None:
 
 
 def _table(name: str) -> None:
-    from train import grid_table, tables
+    from train import config_file, grid_table, tables
     from train.config import Transfer
     from train.grid import Grid
 
@@ -225,13 +227,22 @@ def _bench(arguments: tuple[str, ...]) -> None:
     from train import bench
 
     parser = _Parser("python -m train bench", description=bench.__doc__)
-    parser.add_argument("what", choices=("table1", "roofline", "dispatch", "input", "probe", "grid"))
+    parser.add_argument("what", choices=("table1", "roofline", "dispatch", "input", "probe", "grid", "gpu"))
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's choice")
     parser.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(bench.MODELS)}; default: all")
     parser.add_argument("--dtypes", nargs="+", choices=bench.DTYPES, help="default: both; on a CPU float32")
     parser.add_argument("--batch-size", type=int, help="default: 128; on a CPU 8")
     parser.add_argument("--rounds", type=int, help="default: 30; on a CPU 5")
     parser.add_argument("--torch", action="store_true", help="PyTorch's table beside ours (table1)")
+    parser.add_argument(
+        "--columns", nargs="+", metavar="NAME", help=f"of {', '.join(bench.COLUMNS)}; default: all (table1)"
+    )
+    parser.add_argument("--phases", nargs="+", choices=bench.PHASES, help="default: both (table1)")
+    parser.add_argument("--minutes", type=float, help="what is not ready by then is left out (table1; gpu: 9.5)")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: runs/bench/gpu (gpu)")
+    parser.add_argument("--images", metavar="FILE", type=Path, help="an .npz: images, fine, coarse, test (gpu)")
+    parser.add_argument("--stages", nargs="+", metavar="NAME", help="only these (gpu)")
+    parser.add_argument("--tiny", action="store_true", help="a trial on a CPU (gpu)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/WHAT_PLATFORM.json")
     bench.run(parser.parse_args(arguments), shlex.join(["python", "-m", "train", "bench", *arguments]))
 
@@ -245,8 +256,9 @@ def _preflight(arguments: tuple[str, ...]) -> None:
     parser.add_argument("--num-classes", metavar="N", type=int)
     parser.add_argument("--json", metavar="FILE", type=Path)
     given, overrides = parser.parse_known_args(arguments)
+    from train import config_file, preflight
+
     config = config_file.overridden(config_file.load(given.config), tuple(overrides))
-    from train import preflight
 
     command = shlex.join(["python", "-m", "train", "preflight", *arguments])
     if not preflight.run(config, given.topology, given.image_shape, given.num_classes, command, given.json):

@@ -1,17 +1,21 @@
-"""What VCReg costs on this machine: `table1`, `roofline`, `dispatch`; the pace of `input`, `probe` and `grid`."""
+"""What VCReg costs here: `table1`, `roofline`, `dispatch`, `gpu`; the pace of `input`, `probe` and `grid`."""
 
 import dataclasses
 from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 
-from train import benchmark, benchmark_grid, benchmark_probe, dispatch, roofline, table1
-from train.benchmark import DTYPES, MODELS, Platform, Settings
-from train.data import throughput
+from train import benchmark, table1
+from train.benchmark import COLUMNS, DTYPES, MODELS, PHASES, Platform, Settings
 from train.provenance import commit, hardware
-from train.run_folder import write_json
-from train.timing import in_own_process
+from train.timing import NEVER, Deadline, in_own_process
 
-__all__ = ["DTYPES", "MODELS", "run"]
+__all__ = ["COLUMNS", "DTYPES", "MODELS", "PHASES", "run"]
+
+BELONG = {"torch": ("table1",), "columns": ("table1",), "phases": ("table1",), "minutes": ("table1", "gpu")}
+BELONG |= {name: ("gpu",) for name in ("out", "images", "stages", "tiny")}
+# Loaded when asked for: they need what a machine with a GPU may lack, such as grain and tensorflow-datasets.
+OTHERS = {"input": "train.data.throughput", "probe": "train.benchmark_probe", "grid": "train.benchmark_grid"}
 
 
 def run(given: Namespace, command: str) -> None:
@@ -22,16 +26,17 @@ def run(given: Namespace, command: str) -> None:
     """
     if given.json is not None and not given.json.parent.is_dir():
         raise ValueError(f"There is no folder {given.json.parent}.")
-    if given.torch and given.what != "table1":
-        raise ValueError(f"--torch belongs to table1, not to {given.what}.")
-    others = {"input": throughput.measure, "probe": benchmark_probe.measure, "grid": benchmark_grid.measure}
-    if given.what in others:
-        found = others[given.what](5 if given.rounds is None else given.rounds)
-        print(found)
-        if given.json is not None:
-            about = {"command": command, "hardware": hardware(), "commit": commit(), "ratio": found.ratio}
-            write_json(given.json, about | dataclasses.asdict(found))
-        return
+    for name, of in BELONG.items():
+        if getattr(given, name) not in (None, False) and given.what not in of:
+            raise ValueError(f"--{name} belongs to {' and '.join(of)}, not to {given.what}.")
+    if given.minutes is not None and not given.minutes > 0:
+        raise ValueError(f"--minutes must be above 0, got {given.minutes:g}.")
+    if given.what == "gpu":
+        from train import benchmark_gpu
+
+        return benchmark_gpu.run(given, command)
+    if given.what in OTHERS:
+        return _run_other(given, command)
     facts = in_own_process(table1.device_facts, given.device)
     settings = _settings(given, facts["platform"])
     path = given.json or Path(f"runs/bench/{given.what}_{settings.platform}.json")
@@ -39,9 +44,20 @@ def run(given: Namespace, command: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     _say(settings, facts)
     if given.what == "table1":
-        table1.run(settings, facts, given.torch, path, command)
+        end = NEVER if given.minutes is None else Deadline.after(60 * given.minutes)
+        table1.run(settings, facts, given.torch, path, command, end)
     else:
-        (roofline if given.what == "roofline" else dispatch).run(settings, facts, path, command)
+        import_module(f"train.{given.what}").run(settings, facts, path, command)
+
+
+def _run_other(given: Namespace, command: str) -> None:
+    from train.run_folder import write_json
+
+    found = import_module(OTHERS[given.what]).measure(5 if given.rounds is None else given.rounds)
+    print(found)
+    if given.json is not None:
+        about = {"command": command, "hardware": hardware(), "commit": commit(), "ratio": found.ratio}
+        write_json(given.json, about | dataclasses.asdict(found))
 
 
 def _settings(given: Namespace, platform: Platform) -> Settings:
@@ -49,12 +65,17 @@ def _settings(given: Namespace, platform: Platform) -> Settings:
     models, dtypes = tuple(given.models or usual.models), tuple(given.dtypes or usual.dtypes)
     if unknown := [name for name in models if name not in MODELS]:
         raise ValueError(f"bench knows no model {unknown[0]!r}. Known: {', '.join(MODELS)}.")
+    columns = tuple(given.columns or usual.columns)
+    if unknown := [name for name in columns if name not in COLUMNS]:
+        raise ValueError(f"bench knows no column {unknown[0]!r}. Known: {', '.join(COLUMNS)}.")
     batch_size = usual.batch_size if given.batch_size is None else given.batch_size
     rounds = usual.rounds if given.rounds is None else given.rounds
     if batch_size < 1 or batch_size % benchmark.GROUPS:
         raise ValueError(f"--batch-size must be a multiple of the {benchmark.GROUPS} groups, got {batch_size}.")
     if rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {rounds}.")
+    chosen = {name: COLUMNS[name] for name in columns}
+    usual = dataclasses.replace(usual, columns=chosen, phases=tuple(given.phases or usual.phases))
     return dataclasses.replace(usual, models=models, dtypes=dtypes, batch_size=batch_size, rounds=rounds)
 
 

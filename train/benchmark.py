@@ -1,4 +1,4 @@
-"""What a regularizer costs a network: Table 1's columns timed side by side. JAX's half; PyTorch's is beside it.
+"""What a regularizer costs a network: Table 1's columns as JAX's programs. `benchmark_jax` times them.
 
 Programs of one network and precision are interleaved call by call in one process. Inputs lie on the device, one
 batch of random bytes; what is timed ends with `block_until_ready`.
@@ -22,7 +22,6 @@ from train.model import Architecture, create_state, structure
 from train.objective import Classification
 from train.optim import make_optimizer
 from train.step import Batch, Normalize, State, make_train_step
-from train.timing import Row, interleaved
 from vcreg_jax import Sites
 from vcreg_jax.models.layers import BatchNorm
 
@@ -155,30 +154,6 @@ def architecture(settings: Settings, model: str, dtype: str, column: str) -> Arc
     config = ModelConfig(model, cast(Any, dtype))
     shape = (settings.image_size, settings.image_size, 3)
     return kind(config, settings.num_classes, shape, Sites(block=regularizer))
-
-
-def measure(settings: Settings, model: str, dtype: str) -> list[Row]:
-    """All columns of one network in one precision, every phase interleaved on its own."""
-    mesh = one_device_mesh(settings.platform)
-    rows = []
-    for phase in settings.phases:
-        programs, failed = {}, {}
-        for column in settings.columns:
-            print(f"  JAX, {model}, {dtype}, {phase}: compiling {column}", flush=True)
-            try:
-                programs[column] = program(settings, model, dtype, phase, column, mesh)
-                programs[column][0]()
-            except jax.errors.JaxRuntimeError as error:  # it does not fit
-                failed[column] = str(error).splitlines()[0]
-        calls = {column: call for column, (call, _) in programs.items()}
-        if "identity" in calls:
-            calls[AGAIN] = calls["identity"]
-        seconds = interleaved(calls, settings.rounds)
-        for column in seconds:
-            memory = programs["identity" if column == AGAIN else column][1]
-            rows.append(Row("JAX", model, dtype, phase, column, seconds[column], memory))
-        rows += [Row("JAX", model, dtype, phase, column, not_run=reason) for column, reason in failed.items()]
-    return rows
 
 
 def program(

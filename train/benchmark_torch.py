@@ -6,9 +6,11 @@ training accuracy and the gradient's norm.
 """
 
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -18,9 +20,10 @@ from torch.nn import functional
 import vcreg_jax as vc
 from train.benchmark import AGAIN, NORMALIZE, OPTIMIZER, PHASES, SEED, Settings, batch_norm, random_batch
 from train.crosscheck.torch_networks import tv
-from train.timing import Row, interleaved
+from train.timing import LATE, NEVER, Deadline, Row, interleaved
 
 LIBRARIES = ("PyTorch eager", "PyTorch compiled")
+Name = tuple[str, str]  # library and column
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ NETWORKS = {
     "vit_b_32": Network(tv.vit_b_32, r"encoder\.layers\.encoder_layer_\d+"),
     "convnext_tiny": Network(tv.convnext_tiny, r"features\.[1357]\.\d+"),
     "resnet50": Network(tv.resnet50, r"layer\d\.\d+"),
+    "convnext_digits": Network(  # to try the benchmark on: torchvision's stem is coarser than ours
+        partial(tv.ConvNeXt, [tv.convnext.CNBlockConfig(32, 64, 2), tv.convnext.CNBlockConfig(64, None, 2)]),
+        r"features\.[13]\.\d+",
+    ),
 }
 
 
@@ -140,34 +147,62 @@ def loss_of(net: nn.Module, dtype: torch.dtype) -> Callable[[torch.Tensor, torch
     return loss
 
 
-def measure(settings: Settings, model: str, dtype: str) -> list[Row]:
+def measure(settings: Settings, model: str, dtype: str, end: Deadline = NEVER) -> list[Row]:
     """All columns of one network in one precision, eager and compiled interleaved, every phase on its own."""
+    return list(chain.from_iterable(measured(settings, model, dtype, LIBRARIES, settings.phases, end)))
+
+
+def measured(
+    settings: Settings, model: str, dtype: str, libraries: Sequence[str], phases: Sequence[str], end: Deadline = NEVER
+) -> Iterator[list[Row]]:
+    """The rows of one phase after the other, each as soon as it is timed; what is not prepared in time says so."""
     torch.set_float32_matmul_precision("high")
     here_only = ("barrier", "VCReg, sampled")
-    names = [(library, column) for library in LIBRARIES for column in settings.columns if column not in here_only]
-    programs, failed = {}, {}
-    for name in names:
-        print(f"  {name[0]}, {model}, {dtype}: preparing {name[1]}", flush=True)
-        try:
-            programs[name] = prepared(settings, NETWORKS[model], dtype, *name)
-            programs[name].run()
-        except RuntimeError as error:  # no compiler, or it does not fit
-            failed[name] = str(error).strip().splitlines()[0]
-    rows = [
-        Row(name[0], model, dtype, phase, name[1], not_run=failed[name]) for phase in settings.phases for name in failed
-    ]
-    for phase in settings.phases:
+    names = [(library, column) for library in libraries for column in settings.columns if column not in here_only]
+    programs, failed, took = _prepared(settings, model, dtype, names, end.part(0.8))
+    for index, phase in enumerate(phases):
         if phase == PHASES[1]:
             programs = {name: replace(program, optimizer=adamw(program.net)) for name, program in programs.items()}
         memory = {name: program.peak_memory() for name, program in programs.items()}
         calls = {name: program.run for name, program in programs.items()}
-        for library, column in names:
-            if column == "identity" and (library, column) in calls:
-                calls[library, AGAIN] = calls[library, column]
-        for (library, column), seconds in interleaved(calls, settings.rounds).items():
-            same = "identity" if column == AGAIN else column
-            rows.append(Row(library, model, dtype, phase, column, seconds, memory[library, same]))
-    return rows
+        for library in libraries:
+            if (library, "identity") in calls:
+                calls[library, AGAIN] = calls[library, "identity"]
+        rows = []
+        part = end.part(1 / (len(phases) - index))
+        for (library, column), seconds in interleaved(calls, settings.rounds, part).items() if calls else ():
+            same = library, "identity" if column == AGAIN else column
+            rows.append(Row(library, model, dtype, phase, column, seconds, memory[same], "", *took[same]))
+        yield rows + [Row(name[0], model, dtype, phase, name[1], not_run=why) for name, why in failed.items()]
+
+
+def _prepared(
+    settings: Settings, model: str, dtype: str, names: Sequence[Name], by: Deadline
+) -> tuple[dict[Name, "Program"], dict[Name, str], dict[Name, tuple[float, float]]]:
+    """The programs, each called once; why the others are not there; the seconds that preparing and calling took.
+
+    None is begun that would not be ready in time if it took as long as the longest of its library before.
+    """
+    programs, failed, took = {}, {}, {}
+    for name in names:
+        longest = max((sum(took[other]) for other in took if other[0] == name[0]), default=0.0)
+        if by.left <= longest:
+            failed[name] = LATE
+            continue
+        start = time.perf_counter()
+        try:
+            programs[name] = prepared(settings, NETWORKS[model], dtype, *name)
+            middle = time.perf_counter()
+            programs[name].run()
+        except RuntimeError as error:  # no compiler, or it does not fit
+            programs.pop(name, None)
+            failed[name] = str(error).strip().splitlines()[0]
+            continue
+        took[name] = middle - start, time.perf_counter() - middle
+        print(f"  {name[0]}, {model}, {dtype}, {name[1]}: ready in {sum(took[name]):.1f} s", flush=True)
+    for program in programs.values():
+        program.net.zero_grad(set_to_none=True)
+    return programs, failed, took
 
 
 def adamw(net: nn.Module) -> torch.optim.Optimizer:

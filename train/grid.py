@@ -7,7 +7,7 @@ it is moved is drawn on the host as for any other run, so a setting's training i
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,15 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.config import Target, TrainConfig
-from train.data.pipeline import Split
 from train.mesh import BATCH
 from train.model import Architecture, structure
 from train.objective import Batch, objective
 from train.optim import make_optimizer
 from train.step import Normalize, State, eval_sums, initial_state, make_loss, make_update, split, weights_to_use
 from vcreg_jax import Sites, VCReg
+
+if TYPE_CHECKING:  # images may also come without the packages that it needs
+    from train.data.pipeline import Split
 
 BASELINE = "baseline"  # the arm that every grid has: no regularizer
 
@@ -166,7 +168,7 @@ def _over_settings(function: Callable, own: int, mesh: Mesh, vmapped: int | None
     return on_mesh
 
 
-def without_regularizers(config: TrainConfig, data: Split) -> Architecture:
+def without_regularizers(config: TrainConfig, data: "Split") -> Architecture:
     """The recipe's network for these images."""
     return Architecture(config.model, data.num_classes, data.image_shape, Sites())
 
@@ -196,7 +198,7 @@ def as_arrays(settings: Sequence[Setting]) -> dict[str, np.ndarray]:
     return {name: np.array([getattr(own, name) for own in settings], kind) for name, kind in kinds.items()}
 
 
-def drawn(data: Split, batch_size: int, settings: Sequence[Setting], steps: range) -> Draws:
+def drawn(data: "Split", batch_size: int, settings: Sequence[Setting], steps: range) -> Draws:
     """What `train.loop` would draw for these steps, settings of the same seed alike."""
     of_seed = {}
     for seed in {own.seed for own in settings}:
@@ -208,7 +210,7 @@ def drawn(data: Split, batch_size: int, settings: Sequence[Setting], steps: rang
     return Draws(*(jnp.asarray(np.stack(values).astype(kind)) for values, kind in zip(stacked, kinds, strict=True)))
 
 
-def on_devices(data: Split, mesh: Mesh) -> Images:
+def on_devices(data: "Split", mesh: Mesh) -> Images:
     """All images of the split, a copy on every device."""
     images, labels = data.memory
     most = data.config.augment.max_shift
@@ -218,7 +220,7 @@ def on_devices(data: Split, mesh: Mesh) -> Images:
     )
 
 
-def evaluation_batches(data: Split, batch_size: int) -> Batch:
+def evaluation_batches(data: "Split", batch_size: int) -> Batch:
     """All batches of `data.eval_batches` in one array each, (m, b, ...)."""
     batches = list(data.eval_batches(batch_size))
     return {name: jnp.asarray(np.stack([batch[name] for batch in batches])) for name in batches[0]}

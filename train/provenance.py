@@ -29,13 +29,16 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """The commit that the code is at, "with changes" where files differ from it, or "unknown"."""
+    """The commit that the code is at, "with changes" where files differ from it.
+
+    Where there is no git, what the environment variable VCREG_COMMIT says, or "unknown".
+    """
     try:
         git = ["git", "-C", str(Path(__file__).parent)]
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
         changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("VCREG_COMMIT", "unknown")
     return head.strip() + (" with changes" if changed.strip() else "")
 
 

@@ -7,14 +7,15 @@ What the exact term must do is counted from each layer's shape. With n rows of d
 
 The second needs all of the first, so the floor is the sum of the two, each the longer of its arithmetic at the
 device's matrix rate and its traffic at the device's copy bandwidth; both are measured in the same run, as the best of
-all rounds.
+all rounds. What is measured alone is called `IN_A_ROW` times before it is waited for, so that its launch, which on a
+GPU takes as long as such a pass, is hidden as it is in a network.
 """
 
 import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ from train.timing import Spread, in_own_process, interleaved
 
 COPIED = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}  # float32 numbers, far more than a cache holds
 MULTIPLIED = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # side of the square matrices
+IN_A_ROW = {"cpu": 1, "gpu": 20, "tpu": 20}  # calls
 
 
 @dataclass(frozen=True)
@@ -75,20 +77,20 @@ def run(settings: Settings, facts: dict[str, str], json_path: Path, command: str
 def measure(settings: Settings, model: str, dtype: str) -> dict[str, Any]:
     """One network in one precision: the device's speed, every kind of layer, and the whole network with and without."""
     mesh = benchmark.one_device_mesh(settings.platform)
+    times = IN_A_ROW[settings.platform]
     with jax.default_device(mesh.devices.item()):
         network = benchmark.architecture(settings, model, dtype, "VCReg")
         shapes = Counter(site.shape for site in benchmark.site_shapes(network, settings.batch_size).values())
-        calls: dict[str, Callable[[], None]] = {
-            "copy": _copy(COPIED[settings.platform]),
-            "product": _product(MULTIPLIED[settings.platform], dtype),
+        alone = _speed_calls(settings.platform, dtype) | {
+            _name(shape): _backward(shape, dtype, times) for shape in shapes
         }
-        calls |= {_name(shape): _backward(shape, dtype) for shape in shapes}
+        calls = dict(alone)
         for column in ("identity", "barrier", "VCReg"):
             calls[column], _ = benchmark.program(settings, model, dtype, PHASES[0], column, mesh)
             calls[column]()
         seconds = interleaved(calls, settings.rounds)
-    traffic, work = 8 * COPIED[settings.platform], 2 * MULTIPLIED[settings.platform] ** 3
-    speed = Speed(work / min(seconds["product"]), traffic / min(seconds["copy"]))
+    seconds |= {name: tuple(value / times for value in seconds[name]) for name in alone}
+    speed = _speed(settings.platform, seconds)
     layers = [_layer(shape, count, dtype, speed, seconds[_name(shape)]) for shape, count in shapes.items()]
     floor = sum(layer["layers"] * layer["floor_seconds"] for layer in layers)
     extra = {
@@ -98,6 +100,27 @@ def measure(settings: Settings, model: str, dtype: str) -> dict[str, Any]:
     step = {column: asdict(Spread.of(seconds[column])) for column in ("identity", "barrier", "VCReg")}
     about = {"model": model, "dtype": dtype, "speed": asdict(speed), "layers": layers}
     return about | {"floor_seconds": floor, "seconds": step, "extra_over": extra}
+
+
+def device_speed(platform: str, dtype: str, rounds: int) -> Speed:
+    """What JAX's first device does at its best."""
+    times = IN_A_ROW[platform]
+    seconds = interleaved(_speed_calls(platform, dtype), rounds)
+    return _speed(platform, {name: tuple(value / times for value in values) for name, values in seconds.items()})
+
+
+def _speed_calls(platform: str, dtype: str) -> dict[str, Callable[[], None]]:
+    matrix = jax.random.normal(jax.random.key(SEED), (MULTIPLIED[platform],) * 2, jnp.dtype(dtype))
+    times = IN_A_ROW[platform]
+    return {
+        "copy": _ready(times, jax.jit(jnp.negative), jnp.ones((COPIED[platform],), jnp.float32)),
+        "product": _ready(times, jax.jit(jnp.matmul), matrix, matrix),
+    }
+
+
+def _speed(platform: str, seconds: Mapping[str, Sequence[float]]) -> Speed:
+    traffic, work = 8 * COPIED[platform], 2 * MULTIPLIED[platform] ** 3
+    return Speed(work / min(seconds["product"]), traffic / min(seconds["copy"]))
 
 
 def _name(shape: tuple[int, ...]) -> str:
@@ -118,20 +141,11 @@ def _layer(shape: tuple[int, ...], count: int, dtype: str, speed: Speed, seconds
     }
 
 
-def _copy(size: int) -> Callable[[], None]:
-    return _ready(jax.jit(jnp.negative), jnp.ones((size,), jnp.float32))
-
-
-def _product(size: int, dtype: str) -> Callable[[], None]:
-    matrix = jax.random.normal(jax.random.key(SEED), (size, size), jnp.dtype(dtype))
-    return _ready(jax.jit(jnp.matmul), matrix, matrix)
-
-
-def _backward(shape: tuple[int, ...], dtype: str) -> Callable[[], None]:
+def _backward(shape: tuple[int, ...], dtype: str, times: int) -> Callable[[], None]:
     """VCReg's whole backward pass at one layer, alone: features and incoming gradient in, their sum out."""
     keys = jax.random.split(jax.random.key(SEED))
     features, incoming = (jax.random.normal(key, shape, jnp.dtype(dtype)) for key in keys)
-    return _ready(jax.jit(backward), features, incoming)
+    return _ready(times, jax.jit(backward), features, incoming)
 
 
 def backward(features: jax.Array, incoming: jax.Array, reg: vc.Regularizer = REG) -> jax.Array:
@@ -139,14 +153,16 @@ def backward(features: jax.Array, incoming: jax.Array, reg: vc.Regularizer = REG
     return jax.vjp(reg, features)[1](incoming)[0]
 
 
-def _ready(function: Callable[..., jax.Array], *arguments: jax.Array) -> Callable[[], None]:
+def _ready(times: int, function: Callable[..., jax.Array], *arguments: jax.Array) -> Callable[[], None]:
     compiled = cast(Any, function).lower(*arguments).compile()
-    call = functools.partial(_wait, compiled, *arguments)
+    call = functools.partial(_repeat, times, compiled, *arguments)
     call()
     return call
 
 
-def _wait(function: Callable[..., jax.Array], *arguments: jax.Array) -> None:
+def _repeat(times: int, function: Callable[..., jax.Array], *arguments: jax.Array) -> None:
+    for _ in range(times - 1):
+        function(*arguments)
     function(*arguments).block_until_ready()
 
 

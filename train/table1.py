@@ -9,7 +9,7 @@ two libraries stand side by side from one run, minutes apart.
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from train import benchmark, figures
+from train import benchmark, benchmark_jax, figures
 from train.benchmark import PHASES, Settings
 from train.provenance import commit, hardware
-from train.timing import Row, Spread, in_own_process, ratio
+from train.timing import NEVER, Deadline, Row, Spread, in_own_process, ratio
 
 # Table 1: forward and backward, batch 128, one A100; seconds over those of the identity, as the paper prints them.
 PAPER = {
@@ -42,13 +42,17 @@ def device_facts(platform: str | None) -> dict[str, str]:
     return {"platform": device.platform, "device_kind": device.device_kind, "hardware": hardware()}
 
 
-def run(settings: Settings, facts: dict[str, str], torch: bool, json_path: Path, command: str) -> dict[str, Any]:
+def run(
+    settings: Settings, facts: dict[str, str], torch: bool, json_path: Path, command: str, end: Deadline = NEVER
+) -> dict[str, Any]:
     """Measures, prints the table, and writes it after every network: JSON, and a picture beside it.
+
+    Of the time until `end` each measurement may take its equal part of what the ones before have left.
 
     Raises:
       ValueError: before any work, when PyTorch is asked for and missing, or has no such device.
     """
-    measures = [benchmark.measure]
+    measures = [benchmark_jax.measure]
     if torch:
         if settings.platform == "tpu" or not (util.find_spec("torch") and util.find_spec("torchvision")):
             raise ValueError("--torch needs a CPU or GPU and pip install 'vcreg-jax[torch]'.")
@@ -57,10 +61,12 @@ def run(settings: Settings, facts: dict[str, str], torch: bool, json_path: Path,
         measures.append(benchmark_torch.measure)
     rows: list[Row] = []
     result: dict[str, Any] = {}
+    left = len(settings.models) * len(settings.dtypes) * len(measures)
     for model in settings.models:
         for dtype in settings.dtypes:
             for measure in measures:
-                rows += in_own_process(measure, settings, model, dtype)
+                rows += in_own_process(measure, settings, model, dtype, end.part(1 / left))
+                left -= 1
             result = describe(settings, facts, rows, command)
             json_path.write_text(json.dumps(result, indent=1) + "\n")
             picture(result["rows"]).savefig(json_path.with_suffix(".svg"), facecolor="white", metadata={"Date": None})
@@ -104,6 +110,13 @@ def summary(rows: Iterable[Row], batch_size: int) -> list[dict[str, Any]]:
             values["paper_over_identity"] = PAPER.get((row.model, row.column))
         described.append(values)
     return described
+
+
+def rows_of(result: dict[str, Any]) -> list[Row]:
+    """The rows that `describe` has written."""
+    names = [field.name for field in fields(Row)]
+    written = [{name: row[name] for name in names if name in row} for row in result.get("rows", [])]
+    return [replace(Row(**row), seconds=tuple(row["seconds"])) for row in written]
 
 
 def _group(row: Row) -> tuple[str, ...]:
