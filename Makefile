@@ -1,6 +1,10 @@
 # Everything a newcomer needs: `make run`, `make test`. Python >= 3.11, pip and make are enough.
-PYTHON ?= python3
+# `make test PYTHON=python3.12` takes another Python, in a new .venv; without PYTHON the one that .venv has stays.
+PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
 BIN := .venv/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# The versions tested together: Python 3.11 has no jax after 0.10.2, later ones get the newest.
+CONSTRAINTS ?= $(if $(filter 3.11,$(VERSION)),constraints.txt,constraints-newest.txt)
 
 .PHONY: run test check docs mine faults clean
 
@@ -31,11 +35,13 @@ faults: .venv/test.installed
 	done
 
 # One stamp an extra: an install is repeated when the requirements change, and only then.
-.venv/%.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
+.venv/%.installed: pyproject.toml $(CONSTRAINTS) $(BIN)/python$(VERSION)
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$*]'
 	if [ $* = test ]; then $(BIN)/pyright --version; fi # fetches the checker once, so that later runs are offline
 	touch $@
+
+$(BIN)/python$(VERSION):
+	$(PYTHON) -m venv --clear .venv
 
 clean:
 	rm -rf .venv runs

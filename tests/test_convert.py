@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import jax
@@ -61,8 +63,8 @@ def test_a_safetensors_file_says_what_it_is(saved, tmp_path):
     convert(saved, tmp_path / "a.safetensors", "resnet20")
     with safe_open(tmp_path / "a.safetensors", framework="np") as file:
         about = file.metadata()
-    assert about.pop("vcreg_jax.version")
     assert about == {
+        "vcreg_jax.version": vc.__version__,
         "vcreg_jax.model": "resnet20",
         "vcreg_jax.num_classes": "10",
         "vcreg_jax.source": "resnet20.th",
@@ -214,6 +216,18 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, miss
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr == f"error: Converting this file needs {missing}: pip install 'vcreg-jax[torch]'.\n"
+
+
+def test_a_checkout_that_was_never_installed_converts(saved, tmp_path):
+    """All other packages, without what installing ours leaves beside them; -S: no others than those on the path."""
+    (tmp_path / "packages").mkdir()
+    for package in Path(sysconfig.get_path("purelib")).iterdir():
+        if "vcreg_jax" not in package.name:
+            (tmp_path / "packages" / package.name).symlink_to(package)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path / 'packages'}"}
+    command = [sys.executable, "-S", "-m", "train", "convert", str(saved), str(tmp_path / "a.safetensors")]
+    subprocess.run([*command, "--model", "resnet20"], check=True, cwd=tmp_path, env=environment)
+    assert_same(load_file(tmp_path / "a.safetensors"), net().state_dict())
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="needs ../shared beside a development checkout")

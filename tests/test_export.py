@@ -1,5 +1,6 @@
 """What `export` writes, read by those it is for: torchvision, safetensors and jax.export; torchvision is the oracle."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -16,6 +17,7 @@ from tests.torch_models import perturbed
 from train.__main__ import main
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig, Pretraining
+from train.export import read_program
 from train.run_folder import as_json, claim, write_json
 from train.step import split
 
@@ -67,7 +69,7 @@ def test_torchvision_takes_every_tensor(folder, capsys):
 @pytest.mark.usefixtures("one_torch_thread")
 def test_the_program_has_torchvisions_logits_for_pixels_of_any_number_of_images(folder, tmp_path):
     main(["export", str(folder), "--to", "stablehlo", "--out", str(tmp_path)])
-    program = jax.export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes()))
+    program = read_program(tmp_path)
     assert program.platforms == ("cpu", "cuda", "tpu")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
     logits, features = program.call(pixels)
@@ -91,6 +93,46 @@ def test_the_card_says_what_it_is_and_its_code_runs(tmp_path, monkeypatch):
     names: dict = {}
     exec(card.split("## model.safetensors\n\n```python\n")[1].split("```")[0], names)
     np.testing.assert_array_equal(names["model"].head.kernel[...], 0.5)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = run_folder(tmp_path_factory.mktemp("exported"), "convnext_digits")
+    main(["export", str(folder), "--to", "stablehlo", "--image-size", "8"])
+    return folder / "export"
+
+
+def of_another_calling_convention(content: bytes) -> bytes:
+    return bytes(replace(jax.export.deserialize(bytearray(content)), calling_convention_version=8).serialize())
+
+
+def of_another_bytecode(content: bytes) -> bytes:
+    start = content.index(b"ML\xefR") + 4  # MLIR's mark, then its version: 2 n + 1
+    return content[:start] + b"\x7f" + content[start + 1 :]
+
+
+def truncated(content: bytes) -> bytes:
+    return content[:300]
+
+
+REFUSED = [
+    (of_another_calling_convention, "its calling convention is 8, not 9 to"),
+    (of_another_bytecode, "Failed to deserialize StableHLO"),
+    (truncated, "requires a buffer of"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), REFUSED)
+def test_a_program_that_this_jax_refuses_is_one_line_with_the_version_that_wrote_it(exported, tmp_path, damage, reason):
+    about = json.loads((exported / "program.json").read_text())
+    assert (
+        about["jax"] == jax.__version__ and f"Written by jax {jax.__version__}." in (exported / "README.md").read_text()
+    )
+    (tmp_path / "program.json").write_text(json.dumps(about | {"jax": "0.1.2"}))
+    (tmp_path / "model.stablehlo").write_bytes(damage((exported / "model.stablehlo").read_bytes()))
+    with pytest.raises(ValueError, match=f"jax {jax.__version__} cannot run .*, written by jax 0.1.2 ") as refused:
+        read_program(tmp_path)
+    assert reason in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def convert(source: Path, target: Path, name: str | None = None, num_classes: in
     classes = model.head.kernel.shape[-1]
     if num_classes not in (None, classes):
         raise ValueError(f"{source} has {classes} classes, not {num_classes}. Leave --num-classes out to take them.")
-    about = {"model": name, "num_classes": classes, "source": source.name, "version": metadata.version("vcreg-jax")}
+    about = {"model": name, "num_classes": classes, "source": source.name, "version": vc.__version__}
     _write(target, exported, {_OURS + key: str(value) for key, value in about.items()})
     count = sum(value.size for value in jax.tree.leaves(nnx.state(model, nnx.Param)))
     return f"{target}: {name}, {classes} classes, {count:,} parameters, {len(exported)} tensors."

@@ -19,6 +19,7 @@ from train.step import Normalize, split
 
 FORMATS = ("safetensors", "torchvision", "stablehlo")
 FILES = {"safetensors": "model.safetensors", "torchvision": "model.pth", "stablehlo": "model.stablehlo"}
+PROGRAM = "program.json"  # what the file of the StableHLO program does not say of itself
 PLATFORMS = ("cpu", "cuda", "tpu")
 TORCHVISION = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "convnext_tiny", "convnext_small", "convnext_base"),
@@ -39,6 +40,7 @@ model.load_state_dict(torch.load("model.pth", weights_only=True), strict=True)""
     "stablehlo": """import pathlib
 import jax
 
+# Written by jax {jax}. An older jax may refuse it, as may one that is newer by more than half a year.
 program = jax.export.deserialize(bytearray(pathlib.Path("model.stablehlo").read_bytes()))
 logits, features = program.call(images)  # uint8, of shape {shape}""",
 }
@@ -81,7 +83,9 @@ def export(folder: Path, to: str, target: Path | None = None, image_size: int | 
     if to == "stablehlo":
         assert shape is not None
         _write_whole(path, program(run, shape))
-        write_json(target / "program.json", {"image_shape": ["b", *shape], "dtype": "uint8", "platforms": PLATFORMS})
+        about = {"image_shape": ["b", *shape], "dtype": "uint8", "platforms": PLATFORMS, "jax": jax.__version__}
+        write_json(target / PROGRAM, about)
+        read_program(target)
         said = f"{path}: {run.name} from uint8 images of {shape} on {', '.join(PLATFORMS)}."
     else:
         said = convert(folder / "checkpoints", path)
@@ -144,14 +148,40 @@ def program(run: Run, shape: tuple[int, int, int]) -> bytes:
     return bytes(jax.export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize())
 
 
+def read_program(folder: Path) -> jax.export.Exported:
+    """Reads the program that `export` wrote to `folder`; its `call` takes images to (logits, features).
+
+    Raises:
+      ValueError: where the present jax cannot run it, with the version that wrote it.
+    """
+    about, path = json.loads((folder / PROGRAM).read_text()), folder / FILES["stablehlo"]
+    try:
+        program = jax.export.deserialize(bytearray(path.read_bytes()))
+        version = program.calling_convention_version  # jax itself does not look at it
+        oldest = jax.export.minimum_supported_calling_convention_version
+        newest = jax.export.maximum_supported_calling_convention_version
+        if not oldest <= version <= newest:
+            raise ValueError(f"its calling convention is {version}, not {oldest} to {newest}")
+        one = jax.ShapeDtypeStruct((1, *about["image_shape"][1:]), about["dtype"])
+        jax.jit(program.call).lower(one)  # only this reads the StableHLO
+    except Exception as error:  # by what is new, gone or damaged: struct.error, JaxRuntimeError, KeyError, ...
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"jax {jax.__version__} cannot run {path}, written by jax {about.get('jax', 'of an unknown version')} "
+            f"({reason}). Export it again with this jax, or run it with that one."
+        ) from error
+    return program
+
+
 def card(run: Run, target: Path) -> str:
     """The README.md that tells what the files in `target` are, how they came about, and how to load them."""
     train, arm = run.config["train"], run.folder.absolute().parent.name
     data, result = train["data"], run.folder / "result.json"
     metrics = json.loads(result.read_text()) if result.is_file() else {}
     classes, channels = run.model.head.kernel.shape[-1], len(data["mean"])
-    shape = tuple(json.loads(found.read_text())["image_shape"]) if (found := target / "program.json").is_file() else ()
-    words = {"name": run.name, "classes": classes, "channels": channels, "shape": shape}
+    about = json.loads(found.read_text()) if (found := target / PROGRAM).is_file() else {}
+    words = {"name": run.name, "classes": classes, "channels": channels}
+    words |= {"shape": tuple(about.get("image_shape", ())), "jax": about.get("jax", "of an unknown version")}
     loading = [
         f"## {file}\n\n```python\n{_HOW_TO_LOAD[to].format(**words)}\n```"
         for to, file in FILES.items()

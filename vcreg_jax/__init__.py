@@ -8,6 +8,8 @@ from vcreg_jax.diagnose import Diagnosis, diagnose
 from vcreg_jax.layouts import masked, on_axis
 from vcreg_jax.regularizers import Regularizer, Sites, VCReg, explicit, identity
 
+__version__ = "0.1.0"
+
 __all__ = [
     "DeCov",
     "Diagnosis",
