@@ -101,7 +101,7 @@ def run(given: Namespace, command: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _cache_under(folder.resolve() / "cache")
     if given.tiny:
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # no number counts
+        os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # no number counts
     facts = in_own_process(table1.device_facts, "cpu" if given.tiny else None)
     if facts["platform"] != ("cpu" if given.tiny else "gpu"):
         raise ValueError(f"bench gpu needs a GPU, JAX has a {facts['platform']}. --tiny is a trial on a CPU.")
