@@ -65,8 +65,8 @@ def test_the_global_scope_sends_every_layers_statistics_and_no_more(compiled):
     without, over_all = (compiled[name].collectives["all-reduce"] for name in ("identity", "global"))
     assert set(compiled["global"].collectives) == {"all-reduce"}
     assert without.count < over_all.count <= without.count + len(BLOCKS)
-    # In float32 a d x d matrix, and a mean from each of four chips.
-    assert over_all.result_bytes - without.result_bytes == sum(4 * (d + 4) * d for _, d in BLOCKS)
+    # In float32 a d x d matrix, and from each of four chips a mean, which is two numbers a feature.
+    assert over_all.result_bytes - without.result_bytes == sum(4 * (d + 2 * 4) * d for _, d in BLOCKS)
 
 
 @pytest.mark.parametrize("scope", ["global", "groups"])
