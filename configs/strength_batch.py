@@ -1,7 +1,7 @@
 """Does the best strength stay where it is when the batch changes? Digits with batches of 32 and 512; 128 is the map's.
 
 Paper  does not say
-Ours   batch 32: Algorithm 1's best beta is four times that of 128, Eq. 4's stays; 512: not run (docs/results/strength.md)
+Ours   batch 32: Algorithm 1's best beta is 4 times that of 128, Eq. 4's stays; 512: not run (docs/results/strength.md)
 Run    python -m train run configs/strength_batch.py --point "batch 32"; --point "batch 512"
 Cost   2 and 20 minutes on one CPU core
 
