@@ -155,7 +155,8 @@ def test_the_memory_of_a_chip_is_what_the_compiler_says(generation):
     with pytest.raises(jax.errors.JaxRuntimeError) as refused:
         program.compile()
     gib = re.search(r"available HBM \(([\d.]+)G\)|of ([\d.]+)G hbm", str(refused.value))
-    assert tpu_compiler.HBM_BYTES[generation] == float(gib[1] or gib[2]) * 2**30
+    # Releases of the compiler keep some 10 MiB more or less for themselves.
+    assert tpu_compiler.HBM_BYTES[generation] == pytest.approx(float(gib[1] or gib[2]) * 2**30, rel=1e-3)
 
 
 @pytest.mark.parametrize(("topology", "chips"), [("v5e:1x1", 1), ("v5e:2x4", 8), ("v5e:16x16", 256), ("v4:4x4x4", 64)])
