@@ -92,16 +92,17 @@ def heat_map(table: GridTable) -> Figure:
     """The search's gain over the best baseline at every alpha and beta, a panel for each arm; of rates the best."""
     arms = table.config.arms
     gains = {arm: _gains(table, arm) for arm in arms}
-    finite = [np.abs(own[np.isfinite(own)]).max(initial=0) for own in gains.values()]
-    most = max(*finite, 1e-9) if len(finite) > 1 else max(finite[0], 1e-9)
-    widths = [len(own.betas) for own in arms.values()]
-    figure = Figure(figsize=(1.5 + 0.75 * sum(widths), 1.4 + 0.45 * max(len(own.alphas) for own in arms.values())))
-    panels = figure.subplots(1, len(arms), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
+    most = max(1e-9, *(np.abs(own[np.isfinite(own)]).max(initial=0) for own in gains.values()))
+    heights = [len(own.alphas) for own in arms.values()]
+    width = max(len(own.betas) for own in arms.values())
+    # One below the other, so that they can be read on a narrow page.
+    figure = Figure(figsize=(1.5 + 0.75 * width, 0.9 * len(arms) + 0.4 * sum(heights)))
+    panels = figure.subplots(len(arms), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, (arm, own) in zip(panels, arms.items(), strict=True):
         axes.imshow(gains[arm], cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
         axes.set_xticks(range(len(own.betas)), [f"{beta:g}" for beta in own.betas])
         axes.set_yticks(range(len(own.alphas)), [f"{alpha:g}" for alpha in own.alphas])
-        axes.set(title=arm, xlabel="beta", ylabel="alpha" if axes is panels[0] else None)
+        axes.set(title=arm, xlabel="beta", ylabel="alpha")
         axes.grid(False)
         for (row, column), value in np.ndenumerate(gains[arm]):
             ink = "white" if abs(value) > 0.6 * most else "black"
