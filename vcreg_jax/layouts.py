@@ -146,8 +146,10 @@ class _Masked:
         return replace(self.reg, scale="equation_4", beta=self.reg.beta * jnp.maximum(kept.reshape(()) - 1, 0))
 
     def _stand_in(self, h: Array) -> tuple[Array, Array, Array]:
-        """Rows with the kept rows' covariance, in the dtype of `h`; by what each was multiplied, 0 if left out; and how
-        many rows of each group are kept."""
+        """Return rows that stand in for the kept ones, the factor of each row, and how many rows each group keeps.
+
+        The stand-ins have the covariance of the kept rows and the dtype of `h`. A row that is left out has the factor 0.
+        """
         if (explicit := explicit_sharding(h)) is None:
             return self._stand_in_of(h, self._keep(h))
         mesh, spec = explicit

@@ -57,9 +57,10 @@ def sample_axes(h: Array, axis_name: str | tuple[str, ...] | None) -> tuple[str,
 
 
 def of_all_devices(penalty: Float[Array, ""], h: Array, axes: tuple[str, ...]) -> Float[Array, ""]:
-    """`penalty`, equal on all devices along `axes`, with the gradient of the sum over them of their penalties.
+    """Return `penalty` unchanged, with k times its gradient: every one of the k devices along `axes` holds the same one.
 
-    That is what differentiating gives by itself, but for the axes over which a `shard_map` knows `h` to vary.
+    Differentiating already counts all devices, except along axes over which a `shard_map` knows that `h` varies.
+    There the missing k - 1 gradients are added, by a term whose value is 0.
     """
     known = jax.typeof(h).manual_axis_type.varying
     others = num_shards(tuple(name for name in axes if name in known)) - 1
@@ -235,10 +236,11 @@ def _mean_and_covariance_over(h: Array, axes: tuple[str, ...]) -> tuple[Mean, Ar
 
 
 def _mean(h: Array) -> Mean:
-    """`mean_of` the rows of one shard for one pass over them and an eighth.
+    """The same as `mean_of` for the rows of one shard, but cheaper: it reads them once, and an eighth of them twice.
 
-    What is summed is seen from one of the rows, then from the mean of the first eighth, which is at most sqrt(7)
-    standard deviations from that of all: near enough for the sum of a million to be exact to rounding.
+    First it averages the differences of an eighth of the rows from a single row. Then it averages the differences of
+    all rows from that mean. It lies at most sqrt(7) standard deviations from the true one, so the differences are small
+    and their sum loses no digits, even over a million rows.
     """
     samples, dtype = tuple(range(h.ndim - 1)), statistics_dtype(h)
     near = lax.stop_gradient(h[(0,) * len(samples)]).astype(dtype)
