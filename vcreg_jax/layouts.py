@@ -148,7 +148,7 @@ class _Masked:
     def _stand_in(self, h: Array) -> tuple[Array, Array, Array]:
         """Return rows that stand in for the kept ones, the factor of each row, and how many rows each group keeps.
 
-        The stand-ins have the covariance of the kept rows and the dtype of `h`. A row that is left out has the factor 0.
+        The stand-ins have the covariance of the kept rows and the dtype of `h`. A row left out has the factor 0.
         """
         if (explicit := explicit_sharding(h)) is None:
             return self._stand_in_of(h, self._keep(h))

@@ -57,7 +57,7 @@ def sample_axes(h: Array, axis_name: str | tuple[str, ...] | None) -> tuple[str,
 
 
 def of_all_devices(penalty: Float[Array, ""], h: Array, axes: tuple[str, ...]) -> Float[Array, ""]:
-    """Return `penalty` unchanged, with k times its gradient: every one of the k devices along `axes` holds the same one.
+    """Return `penalty`, with k times its gradient: each of the k devices along `axes` holds the same penalty.
 
     Differentiating already counts all devices, except along axes over which a `shard_map` knows that `h` varies.
     There the missing k - 1 gradients are added, by a term whose value is 0.
