@@ -7,7 +7,8 @@ Run    apt-get install dataset-fashion-mnist; python -m train prepare fashion_mn
 Cost   22 runs a length; at 16 pixels about 1 minute (short) and 3 minutes (long) each on one CPU core
 
 The network is that of digits.py, so that the data alone differ. 10,000 images at 16 pixels with shifts and flips.
-"short" ends where the accuracy on the three kinds levels off, "long" is four times that. Every arm has as many points.
+"short" ends where the accuracy on the three kinds levels off, "long" is four times that. Every arm has as many points:
+the baseline four learning rates, VCReg four strengths.
 """
 
 from dataclasses import replace
@@ -57,7 +58,8 @@ def _grid(length: str, steps: int) -> Grid:
         },
         search_seeds=(100,),
         seeds=(0, 1, 2),
-        at_once=5,
+        at_once=8,
+        baseline_learning_rates=(2e-3, 4e-3, 8e-3, 16e-3),
         targets={
             "L-BFGS": Target(data, PROBE),
             "AdamW": Target(data, replace(probes.SUBCLASSES, label="label")),

@@ -61,6 +61,7 @@ class Grid:
     vmapped: int | None = None  # of these, how many at a time (None: all); on a CPU 1: grouped convolutions are slow
     steps_per_call: int = 10  # of the program; the run may be killed between two
     targets: dict[str, Target] = field(default_factory=dict)  # on which frozen features are probed, by name
+    baseline_learning_rates: tuple[float, ...] = ()  # in place of the above: as many as an arm has points is fair
     runs_directory: str = "runs"
     paper: dict[str, float] = field(default_factory=dict)  # the paper's test accuracies in %, by arm
 

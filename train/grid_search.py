@@ -54,8 +54,8 @@ def run(config: Grid, command: str) -> Path:
 
 
 def points(config: Grid) -> list[Setting]:
-    """The grid: the baseline at every learning rate, then each arm at every rate, alpha and beta; seed 0."""
-    none = [Setting(rate, 0.0, 0.0, 0) for rate in config.learning_rates]
+    """The grid: the baseline at each of its learning rates, then each arm at every rate, alpha and beta; seed 0."""
+    none = [Setting(rate, 0.0, 0.0, 0) for rate in config.baseline_learning_rates or config.learning_rates]
     return none + [
         Setting(rate, alpha, beta, 0, arm)
         for arm, own in config.arms.items()
