@@ -7,6 +7,7 @@ Shapes: b rows of a batch, d features, k classes, r learning rates.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, Int
 
 import vcreg_jax as vc
@@ -122,29 +123,58 @@ def fit(
     rates = jnp.asarray(np.asarray(learning_rates), jnp.float32)
     rule = make_optimizer(optimizer, steps, frozenset())
     heads = state = None
-    for _, (features, labels) in zip(range(steps), batches, strict=False):
+    for together in _together(itertools.islice(batches, steps)):
+        features, labels = (jnp.asarray(np.stack(part)) for part in zip(*together, strict=True))
         if heads is None:
             shape = (features.shape[-1], len(rates), num_classes)
             heads = Heads(jnp.zeros(shape, jnp.float32), jnp.zeros(shape[1:], jnp.float32))
             state = rule.init(heads._asdict())
-        heads, state = _step(rule, rates, heads, state, jnp.asarray(features, jnp.float32), jnp.asarray(labels))
+        heads, state = _steps(rule, rates, heads, state, features, labels)
     if heads is None:
         raise ValueError("A probe needs at least one batch.")
     return heads
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def _step(rule: Any, rates: Array, heads: Heads, state: Any, features: Array, labels: Array) -> tuple[Heads, Any]:
-    def loss_fn(params):
-        logits = _logits(Heads(**params), features)
-        targets = jnp.broadcast_to(labels[:, None], logits.shape[:2])
-        return vc.losses.cross_entropy(logits, targets).mean(axis=0).sum()  # of rates that do not meet
+def _together(batches: Batches) -> Iterator[list[tuple[Any, Any]]]:
+    """Batches of one shape, up to 32 MB of features, that one call trains on: a call for each would cost more."""
+    together: list[tuple[Any, Any]] = []
+    for batch in batches:
+        size, shape = batch[0].size * 4, batch[0].shape
+        if together and (together[0][0].shape != shape or (len(together) + 1) * size > 32e6 or len(together) == 100):
+            yield together
+            together = []
+        together.append(batch)
+    if together:
+        yield together
 
-    params = heads._asdict()
-    updates, state = rule.update(jax.grad(loss_fn)(params), state, params)
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+def _steps(
+    rule: Any,
+    rates: Array,
+    heads: Heads,
+    state: Any,
+    features: Float[Array, "t b d"],
+    labels: Int[Array, "t b"],
+) -> tuple[Heads, Any]:
+    """One step on each of t batches."""
     # Every rule ends with the learning rate, so its update is a multiple of that at a rate of 1.
     rate_of = {"weights": rates[None, :, None], "bias": rates[:, None]}
-    return Heads(**{name: params[name] + rate_of[name] * updates[name] for name in params}), state
+
+    def step(carry, batch):
+        params, state = carry
+        features, labels = batch
+
+        def loss_fn(params):
+            logits = _logits(Heads(**params), features.astype(jnp.float32))
+            targets = jnp.broadcast_to(labels[:, None], logits.shape[:2])
+            return vc.losses.cross_entropy(logits, targets).mean(axis=0).sum()  # of rates that do not meet
+
+        updates, state = rule.update(jax.grad(loss_fn)(params), state, params)
+        return ({name: params[name] + rate_of[name] * updates[name] for name in params}, state), None
+
+    (params, state), _ = lax.scan(step, (heads._asdict(), state), (features, labels))
+    return Heads(**params), state
 
 
 def _logits(heads: Heads, features: Float[Array, "b d"]) -> Float[Array, "b r k"]:

@@ -1,13 +1,16 @@
-"""CIFAR-100's superclasses in a given time, on one GPU: training on 20 of them, then a linear probe of the 100 classes.
+"""CIFAR-100's superclasses in a given time, on one GPU: training on 20 of them, then probes of the 100 classes.
 
-The paper's Table 5 in small. Six settings train as one program (`train.grid`): without a regularizer, and with VCReg in
-each of the paper's two scales. The best point of each arm by the probe on validation images is trained anew with three
-seeds. As many epochs are trained as fit, by the time of one on a GPU that does nothing else.
+A ResNet-20 of twice the width learns the superclasses with crops and flips. It can tell them apart, unlike a ConvNeXt
+whose stem takes 4x4 pixels at a time. Three settings train as one program (`train.grid`). First the network without a
+regularizer is trained at three learning rates; the best one is that of all arms. Then each arm has three strengths.
+The best setting of each by the probes on validation images is trained anew with three seeds, and tested. As many epochs
+are trained as fit, by the time of one on a GPU that does nothing else.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from train import benchmark, grid, probe
+from train import benchmark, gradient_probe, grid, probe, quick_probes
 from train.augment import AugmentConfig, Moves
 from train.augment.shift import drawn_moves
 from train.benchmark import Settings
-from train.config import AdamW, Cosine, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from train.config import AdamW, Cosine, DataConfig, GradientProbeConfig, ModelConfig, OptimizerConfig, TrainConfig
 from train.data import order
 from train.grid import Setting
 from train.model import structure
@@ -31,39 +34,52 @@ from train.timing import Deadline
 from vcreg_jax import Sites, VCReg
 from vcreg_jax.metrics import effective_rank
 
-NONE, EQUATION_4, ALGORITHM_1 = "none", "equation_4", "algorithm_1"  # the arms; the last two are VCReg's scales
-RATE, TUNING_SEED = 0.016, 100
-# With a beta of 10 Eq. 4 lost 20 points on an H200, and Algorithm 1's beta is hundreds of times as strong.
-POINTS = {
-    EQUATION_4: [
-        *[(RATE, 0.0, 0.0), (RATE / 2, 0.0, 0.0)],
-        *[(RATE, 0.64, 0.08), (RATE, 1.28, 0.16), (RATE, 0.64, 1.0), (RATE / 2, 0.64, 0.08)],
-    ],
-    ALGORITHM_1: [
-        *((RATE, 0.64, beta) for beta in (0.08, 0.01, 1e-3, 1e-4)),
-        *[(RATE, 1.28, 1e-4), (RATE / 2, 0.64, 1e-4)],
-    ],
-}  # learning rate, alpha and beta of each scale's program
-EPOCH_SECONDS = 0.8  # of a program, until one is timed
-STRENGTHS = np.geomspace(0.1, 1e4, 11)
+NONE = "none"  # the arm without a regularizer
+TUNING_SEED = 100
+RATES = (2e-3, 4e-3, 8e-3)
+STRENGTHS = np.geomspace(0.1, 1e4, 11)  # of the L-BFGS probe
+ADAMW = GradientProbeConfig("label", AdamW(weight_decay=0.05), (0.016,), epochs=100, protocol="VCReg, Appendix C.2")
 BATCH = 1000  # images evaluated at once
+MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of CIFAR-100's 50,000 training images
+EPOCH_SECONDS, PROBE_SECONDS = 1.5, 6.0  # of a program and of a network, until one is timed
 
 Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Arm:
+    """VCReg at these sites, at each (alpha, beta)."""
+
+    sites: Sites
+    points: tuple[tuple[float, float], ...]
+
+
+# Eq. 4's (1.28, 10) lost 20 points with a ConvNeXt, and Algorithm 1's beta is hundreds to 500,000 times as strong.
+ARMS = {
+    "equation_4": Arm(Sites(block=VCReg(scale="equation_4")), ((0.64, 0.08), (0.64, 1.0), (0.64, 10.0))),
+    "algorithm_1": Arm(Sites(block=VCReg(scale="algorithm_1")), ((0.64, 1e-5), (0.64, 1e-4), (0.64, 0.01))),
+}
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What is trained, for the most of `epochs` that fit."""
+    """What is trained, for the most of `epochs` that fit; as many rates as an arm has points, and as many seeds."""
 
     model: ModelConfig
     batch_size: int
-    points: dict[str, list[tuple[float, float, float]]]
-    seeds: int  # of each arm in the end
+    rates: tuple[float, ...]  # of the network without a regularizer
+    arms: dict[str, Arm]
     epochs: tuple[int, ...]
 
 
-FULL = Plan(ModelConfig("convnext_atto", "bfloat16"), 4096, POINTS, 3, (200, 100, 50, 20, 10, 5))  # the paper's: 200
-TRIAL = Plan(ModelConfig("convnext_digits"), 150, {EQUATION_4: POINTS[EQUATION_4][:3:2]}, 1, (2,))
+FULL = Plan(ModelConfig("resnet20_x2", "bfloat16"), 512, RATES, ARMS, (100, 80, 60, 50, 40, 30, 25, 20, 15, 10, 5))
+TRIAL = Plan(
+    ModelConfig("convnext_digits"),
+    150,
+    RATES[:1],
+    {"equation_4": replace(ARMS["equation_4"], points=((0.64, 1.0),))},
+    (2,),
+)
 
 
 @dataclass(frozen=True)
@@ -95,25 +111,23 @@ def splits_of(images: np.ndarray, fine: np.ndarray, coarse: np.ndarray) -> dict[
     """The last sixth of the images tests, as CIFAR-100's 10,000 do; a tenth of the others chooses."""
     last = len(images) * 5 // 6
     cuts = {"train": slice(last * 9 // 10), "val": slice(last * 9 // 10, last), "test": slice(last, None)}
-    bytes_of = images[cuts["train"]].reshape(-1, images.shape[-1])
-    mean_, std = (tuple((of(axis=0) / 255).tolist()) for of in (bytes_of.mean, bytes_of.std))
-    config = DataConfig("in memory", "coarse", mean_, std, AugmentConfig(max_shift=4, flip=0.5), in_memory=True)
+    config = DataConfig("in memory", "coarse", MEAN, STD, AugmentConfig(max_shift=4, flip=0.5), in_memory=True)
     return {name: InMemory((images[cut], coarse[cut]), fine[cut], config) for name, cut in cuts.items()}
 
 
 class Trainer:
-    """Trains settings of one scale for a number of epochs, as one program, and probes them."""
+    """Trains settings of one arm for a number of epochs, as one program, and probes them."""
 
-    def __init__(self, splits: dict[str, InMemory], plan: Plan, scale: str, epochs: int, mesh: Mesh):
-        self.splits, self.epochs, self.batch_size = splits, epochs, plan.batch_size
+    def __init__(self, splits: dict[str, InMemory], plan: Plan, sites: Sites, epochs: int, mesh: Mesh):
+        self.splits, self.epochs, self.plan = splits, epochs, plan
         self.train_split = train = cast(Any, splits["train"])
         self.per_epoch = math.ceil(len(train.classes) / plan.batch_size)
-        schedule = Cosine(RATE, warmup_steps=max(min(5, epochs // 10), 1) * self.per_epoch)
+        schedule = Cosine(1.0, warmup_steps=max(min(5, epochs // 10), 1) * self.per_epoch)
         optimizer = OptimizerConfig(AdamW(weight_decay=0.05), schedule)
         config = TrainConfig(train.config, plan.model, optimizer, epochs * self.per_epoch, plan.batch_size)
         plain = grid.without_regularizers(config, self.train_split)
-        sites = Sites(block=VCReg(scale=cast(Any, scale)))
-        self.program = grid.make_program(config, plain, sites, mesh, 1 if jax.default_backend() == "cpu" else None)
+        # One network after the other: convolutions with weights of their own would be grouped ones, which are slow.
+        self.program = grid.make_program(config, plain, sites, mesh, 1)
         self.images = grid.on_devices(self.train_split, mesh)
         self.predict = make_predict(structure(plain)[0], Normalize(train.config.mean, train.config.std))
 
@@ -124,114 +138,135 @@ class Trainer:
         for epoch in range(epochs):
             start = time.perf_counter()
             steps = range(epoch * self.per_epoch, (epoch + 1) * self.per_epoch)
-            draws = grid.drawn(self.train_split, self.batch_size, settings, steps)
+            draws = grid.drawn(self.train_split, self.plan.batch_size, settings, steps)
             states, metrics = self.program.train(states, values, draws, self.images)
             losses.append(np.asarray(metrics["loss"]).mean(axis=1).tolist())  # waits
             seconds.append(time.perf_counter() - start)
         return states, losses, seconds
 
-    def probed(self, states: Any, index: int) -> Result:
-        """One network's accuracy on superclasses, and on classes by the probe in `configs/table5_small.py`."""
+    def probed(self, states: Any, index: int, final: bool) -> Result:
+        """One network's accuracy on superclasses, and on classes by three probes; a candidate sees no test image."""
         own = jax.tree.map(lambda leaf: leaf[index], (states["params"], states["batch_stats"]))
         found, rows = {}, {}
         for name, split in self.splits.items():
-            images, labels = split.memory
-            logits, features = self._predicted(own, images)
-            found[f"superclass_{name}_accuracy"] = float((logits.argmax(axis=1) == labels).mean())
-            rows[name] = probe.Split(features, split.classes)
-        how = {"standardize": True, "tolerance": 1e-3, "protocol": "in small"}
+            if final or name != "test":
+                images, labels = split.memory
+                logits, features = self._predicted(own, images)
+                found[f"superclass_{name}_accuracy"] = float((logits.argmax(axis=1) == labels).mean())
+                rows[name] = probe.Split(features, split.classes)
         num_classes = int(self.train_split.classes.max()) + 1
-        probed = probe.select_and_test(**rows, num_classes=num_classes, l2=STRENGTHS, **how)
-        return found | {
-            "probe_validation_accuracy": float(np.max(probed.validation_accuracy)),
-            "probe_test_accuracy": probed.test_accuracy,
-            "probe_l2": probed.l2,
-            "probe_converged": probed.converged,
-            "effective_rank": float(effective_rank(jnp.asarray(rows["test"].features))),
-        }
+        found["effective_rank"] = float(effective_rank(jnp.asarray(rows["train"].features)))
+        return found | (_tested if final else _validated)(rows, num_classes)
 
     def _predicted(self, weights: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits and features in float32; the last batch is filled up, so that one program serves all."""
         params, batch_stats = weights
         starts = range(0, len(images), BATCH)
         batches = (images[np.minimum(np.arange(start, start + BATCH), len(images) - 1)] for start in starts)
-        parts = zip(*(self.predict(params, batch_stats, jnp.asarray(batch)) for batch in batches), strict=True)
+        parts = zip(*[self.predict(params, batch_stats, jnp.asarray(batch)) for batch in batches], strict=True)
         logits, features = (np.concatenate([np.asarray(p, np.float32) for p in part])[: len(images)] for part in parts)
         return logits, features
 
 
+HOW = {"l2": STRENGTHS, "standardize": True, "tolerance": 1e-3}
+
+
+def _validated(rows: dict[str, probe.Split], num_classes: int) -> Result:
+    """The score by which candidates are chosen: the mean of two probes, AdamW's being slow."""
+    lbfgs = probe.select(rows["train"], rows["val"], num_classes, **HOW)
+    found = {"L-BFGS": float(lbfgs.validation_accuracy.max()), "20-NN": _neighbours(rows, "val", num_classes)}
+    return {"validation": found, "score": mean(found.values())}
+
+
+def _tested(rows: dict[str, probe.Split], num_classes: int) -> Result:
+    lbfgs = probe.select_and_test(**rows, num_classes=num_classes, protocol="in small", **HOW)
+    adamw = gradient_probe.select_and_test(ADAMW, **rows, num_classes=num_classes)
+    found = {
+        "L-BFGS": lbfgs.test_accuracy,
+        "AdamW": adamw.test_accuracy,
+        "20-NN": _neighbours(rows, "test", num_classes),
+    }
+    return {"test": found, "l2": lbfgs.l2, "converged": lbfgs.converged}
+
+
+def _neighbours(rows: dict[str, probe.Split], name: str, num_classes: int) -> float:
+    nearest = quick_probes.knn(rows["train"].features, rows["train"].labels, rows[name].features, num_classes)
+    return float((np.asarray(nearest) == rows[name].labels).mean())
+
+
 def measure(path: Path | None, _settings: Settings, _found: Result, save: Callable[..., None], end: Deadline) -> None:
-    """The candidates' program of each scale, then that of the chosen ones; saved after each. No path: a trial."""
+    """Every program in turn, saved after each. No path: a trial."""
     plan, splits = (TRIAL, _random_images()) if path is None else (FULL, splits_of(**np.load(path)))
     trainers, seconds = _ready(splits, plan, end)
     runs: list[Result] = []
-    result: Result = {"points": plan.points, "images": str(path), "program_seconds": seconds, "runs": runs}
+    result: Result = {"plan": str(plan), "images": str(path), "program_seconds": seconds, "runs": runs}
     result["not_run"] = []
-    for final in (False, True):
-        for scale, trainer in trainers.items():
-            if end.left < seconds:
-                result["not_run"].append(f"{scale}, {'final' if final else 'candidates'}: {end.left:.0f} s were left")
-            else:
-                runs += _runs(trainer, finals(runs, plan, scale) if final else candidates(plan, scale), scale, final)
-            save(result | {"summary": summary(runs)})
+    for arm, final, settings in programs(plan, runs):
+        if end.left < seconds:
+            result["not_run"].append(f"{arm}, {'final' if final else 'candidates'}: {end.left:.0f} s were left")
+        else:
+            runs += _runs(trainers[arm], settings, final)
+        save(result | {"summary": summary(runs)})
+        if result["not_run"]:
+            break
     save(result | {"summary": summary(runs), "complete": not result["not_run"]})
 
 
-def candidates(plan: Plan, scale: str) -> list[Setting]:
-    """What is trained to choose from."""
-    return [Setting(*point, TUNING_SEED) for point in plan.points[scale]]
+def programs(plan: Plan, runs: Sequence[Result]) -> Iterator[tuple[str, bool, list[Setting]]]:
+    """Each program's arm, whether it is tested, and its settings, as `runs` grows by those of the ones before."""
+    yield NONE, False, [Setting(rate, 0.0, 0.0, TUNING_SEED, NONE) for rate in plan.rates]
+    rate = chosen(runs, NONE)[0]
+    for arm, own in plan.arms.items():
+        yield arm, False, [Setting(rate, *point, TUNING_SEED, arm) for point in own.points]
+    for arm in (NONE, *plan.arms):
+        yield arm, True, [Setting(*chosen(runs, arm), seed, arm) for seed in range(len(plan.rates))]
 
 
 def _ready(splits: dict[str, InMemory], plan: Plan, end: Deadline) -> tuple[dict[str, Trainer], float]:
-    """A trainer of each scale for as many epochs as fit, and the seconds of one of their programs, probes too."""
+    """A trainer of each arm for as many epochs as fit, and the seconds of one of their programs, probes too."""
     mesh = benchmark.one_device_mesh("cpu" if plan is TRIAL else "gpu")
-    # With as many seeds as the final runs have, since the host draws for each.
-    settings = [replace(own, seed=seed) for seed, own in enumerate(candidates(plan, EQUATION_4))]
-    programs = 2 * len(plan.points)
+    _, _, settings = next(programs(plan, []))
+    settings = [replace(own, seed=seed) for seed, own in enumerate(settings)]  # the host draws for each seed
+    number = 2 * (1 + len(plan.arms))
 
-    def trainers(epochs: int) -> dict[str, Trainer]:
-        return {scale: Trainer(splits, plan, scale, epochs, mesh) for scale in plan.points}
+    def compiled(epochs: int) -> dict[str, Trainer]:
+        found = {name: Trainer(splits, plan, arm.sites, epochs, mesh) for name, arm in plan.arms.items()}
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda trainer: trainer.train(settings, 1), found.values()))
+        return {NONE: next(iter(found.values())), **found}  # at weights of 0 any sites do
 
     def most(epoch: float, probes: float) -> int:
-        fitting = (epochs for epochs in plan.epochs if programs * (1.05 * epochs * epoch + probes) < end.left)
+        fitting = (epochs for epochs in plan.epochs if number * (1.05 * epochs * epoch + probes) < end.left)
         return next(fitting, plan.epochs[-1])
 
-    epochs = most(EPOCH_SECONDS, 0.0)
-    found = trainers(epochs)
-    states, _, seconds = found[EQUATION_4].train(settings, 2)  # the first epoch compiles
-    found[EQUATION_4].probed(states, 0)
+    epochs = most(EPOCH_SECONDS, PROBE_SECONDS * len(settings))
+    found = compiled(epochs)
+    states, _, seconds = found[NONE].train(settings, 1)
+    found[NONE].probed(states, 0, True)
     start = time.perf_counter()
-    found[EQUATION_4].probed(states, 1)
+    found[NONE].probed(states, len(settings) - 1, True)
     probes = len(settings) * (time.perf_counter() - start)
     if (fitting := most(seconds[-1], probes)) != epochs:
-        found = trainers(fitting)  # the schedule's length is part of the program
+        found = compiled(fitting)  # the schedule's length is part of the program
     print(f"an epoch takes {seconds[-1]:.2f} s, probes {probes:.0f} s: {fitting} epochs", flush=True)
     return found, fitting * seconds[-1] + probes
 
 
-def _runs(trainer: Trainer, settings: Sequence[Setting], scale: str, final: bool) -> list[Result]:
+def _runs(trainer: Trainer, settings: Sequence[Setting], final: bool) -> list[Result]:
     states, losses, seconds = trainer.train(settings, trainer.epochs)
     skipped = np.asarray(states["guard"]["skipped"]).tolist()
     found = []
     for index, own in enumerate(settings):
-        run = {**asdict(own), "arm": scale if own.alpha else NONE, "final": final, "epochs": trainer.epochs}
-        run |= trainer.probed(states, index) | {"skipped": skipped[index], "epoch_seconds": float(np.median(seconds))}
+        run = asdict(own) | {"final": final, "epochs": trainer.epochs, "skipped": skipped[index]}
+        run |= trainer.probed(states, index, final) | {"epoch_seconds": float(np.median(seconds))}
         found.append(run | {"losses": [of_epoch[index] for of_epoch in losses]})
         print({name: value for name, value in found[-1].items() if name != "losses"}, flush=True)
     return found
 
 
-def finals(runs: Sequence[Result], plan: Plan, scale: str) -> list[Setting]:
-    """The scale's chosen point, and the baseline's with seeds that no other scale's program has."""
-    first = plan.seeds * list(plan.points).index(scale)
-    seeds = {NONE: range(first, first + plan.seeds), scale: range(plan.seeds)}
-    return [Setting(*chosen(runs, arm), seed) for arm, own in seeds.items() for seed in own]
-
-
 def chosen(runs: Sequence[Result], arm: str) -> tuple[float, float, float]:
-    """The arm's candidate that the probe finds best on validation images; the first of equals."""
-    tried = [run for run in runs if run["arm"] == arm and not run["final"]]
-    best = max(tried, key=lambda run: run["probe_validation_accuracy"])
+    """The arm's candidate with the best score, which is of validation images; the first of equals."""
+    best = max((run for run in runs if run["arm"] == arm and not run["final"]), key=lambda run: run["score"])
     return best["learning_rate"], best["alpha"], best["beta"]
 
 
@@ -240,8 +275,10 @@ def summary(runs: Sequence[Result]) -> dict[str, dict[str, list[float | None]]]:
     found: dict[str, dict[str, list[float | None]]] = {}
     for arm in dict.fromkeys(run["arm"] for run in runs if run["final"]):
         own = [run for run in runs if run["final"] and run["arm"] == arm]
-        for name, unit in (("superclass_test_accuracy", 100), ("probe_test_accuracy", 100), ("effective_rank", 1)):
-            values = [unit * run[name] for run in own]
+        numbers = {"superclasses": [100 * run["superclass_test_accuracy"] for run in own]}
+        numbers |= {name: [100 * run["test"][name] for run in own] for name in own[0]["test"]}
+        numbers |= {"effective rank": [run["effective_rank"] for run in own]}
+        for name, values in numbers.items():
             spread = stdev(values) if len(values) > 1 else None
             found.setdefault(arm, {})[name] = [mean(values), spread, len(values)]
     return found

@@ -36,12 +36,13 @@ class Subsampling(nnx.Module):
 class CifarResNet(nnx.Module):
     """A ResNet of 6 n + 2 layers for 32x32 images; a call returns `(logits, features)`.
 
-    Three stages of n basic blocks, 16, 32 and 64 wide. `sites.block` is applied to every block's output, after the
+    Three stages of n basic blocks, 16, 32 and 64 times `width` wide. `sites.block` is applied to every block's output, after the
     relu that follows the addition; `sites.downsample` to the output of the two shortcuts that halve the
     resolution.
 
     Args:
       blocks_per_stage: n.
+      width: 1 in the paper; wider ones have that many times the channels everywhere.
       shortcut: where the width changes, "A" subsamples and adds zero channels, "B" learns a 1x1 convolution.
       num_classes: width of the logits.
       in_channels: channels of the images.
@@ -58,6 +59,7 @@ class CifarResNet(nnx.Module):
         self,
         blocks_per_stage: int,
         *,
+        width: int = 1,
         shortcut: Literal["A", "B"] = "A",
         num_classes: int = 10,
         in_channels: int = 3,
@@ -74,23 +76,23 @@ class CifarResNet(nnx.Module):
                 f'CifarResNet has shortcuts "A" (no parameters) and "B" (1x1 convolutions), got {shortcut!r}.'
             )
         common = Common(sites, dtype, norm_scope, _he_fan_in, rngs, Convolution)
-        self.stem_conv = common.conv(in_channels, 16, 3, 1)
-        self.stem_norm = common.norm(16)
+        dims = 16 * width, 32 * width, 64 * width
+        self.stem_conv = common.conv(in_channels, dims[0], 3, 1)
+        self.stem_norm = common.norm(dims[0])
         rates = iter(linear_rates(stochastic_depth, 3 * blocks_per_stage))
         self.stages = nnx.List()
-        for stage, dim in enumerate((16, 32, 64)):
+        for stage, dim in enumerate(dims):
             blocks = nnx.List()
             for index in range(blocks_per_stage):
                 first = stage > 0 and index == 0
                 if first and shortcut == "A":
                     halved = Subsampling(dim // 2, dim, sites)
-                    dims = dim // 2, dim, dim
-                    blocks.append(Block(dims, (3, 3), (2, 1), halved, next(rates), common))
+                    blocks.append(Block((dim // 2, dim, dim), (3, 3), (2, 1), halved, next(rates), common))
                 else:
                     stride, in_dim = (2, dim // 2) if first else (1, dim)
                     blocks.append(basic_block(in_dim, dim, stride, next(rates), common))
             self.stages.append(blocks)
-        self.head = None if features_only else common.linear(64, num_classes, _he_fan_in)
+        self.head = None if features_only else common.linear(dims[-1], num_classes, _he_fan_in)
         self.regularize = sites.features
         self.remat = remat
 
