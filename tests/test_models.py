@@ -28,6 +28,8 @@ PUBLISHED = {  # parameters with 1000 classes, the CIFAR nets with 10
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
     "resnet20": 269_722,
+    "resnet20_x2": None,  # ours
+    "resnet20_x4": None,  # ours
     "resnet32": 464_154,
     "resnet44": 658_586,
     "resnet56": 853_018,
@@ -283,3 +285,9 @@ def test_bad_input_is_refused_with_what_would_do():
     model = nnx.eval_shape(lambda: FAMILIES["torchvision vit"].ours(rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="takes images of 32x32, got 40x32"):
         model(jnp.zeros((1, 40, 32, 3)))
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_a_wide_cifar_resnet_has_as_many_parameters_as_pytorchs(width):
+    theirs = sum(parameter.numel() for parameter in CifarNet(3, width=width).parameters())
+    assert parameters(abstract(f"resnet20_x{width}", num_classes=10)) == theirs

@@ -53,15 +53,16 @@ class CifarBlock(torch.nn.Module):
 class CifarNet(torch.nn.Module):
     """The ResNet of 6 n + 2 layers for 32x32 images, initialised as akamaster does."""
 
-    def __init__(self, n, option="A", num_classes=10, in_channels=3):
+    def __init__(self, n, option="A", num_classes=10, in_channels=3, width=1):
         super().__init__()
-        self.conv1 = torch.nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
-        self.bn1 = torch.nn.BatchNorm2d(16)
+        small, middle, large = (width * dim for dim in (16, 32, 64))
+        self.conv1 = torch.nn.Conv2d(in_channels, small, 3, 1, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(small)
         self.layer1, self.layer2, self.layer3 = (
             torch.nn.Sequential(*(CifarBlock(in_dim if i == 0 else dim, dim, option) for i in range(n)))
-            for in_dim, dim in [(16, 16), (16, 32), (32, 64)]
+            for in_dim, dim in [(small, small), (small, middle), (middle, large)]
         )
-        self.linear = torch.nn.Linear(64, num_classes)
+        self.linear = torch.nn.Linear(large, num_classes)
         for module in self.modules():
             if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
                 torch.nn.init.kaiming_normal_(module.weight)
@@ -120,8 +121,8 @@ FAMILIES = {
         train_differs=True,
     ),
     "CIFAR resnet, option B, 4 channels": Family(
-        partial(CifarNet, 1, "B", in_channels=4),
-        partial(CifarResNet, 1, shortcut="B", in_channels=4),
+        partial(CifarNet, 1, "B", in_channels=4, width=2),
+        partial(CifarResNet, 1, shortcut="B", in_channels=4, width=2),
         size=32,
         head="linear",
         blocks=r"layer\d\.\d",

@@ -30,6 +30,16 @@ def shard_axes(h: Array) -> tuple[str, ...]:
     return tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name in varying)
 
 
+def vary_with(x: Array, *parameters: Array) -> tuple[Array, ...]:
+    """`parameters`, by type as different between shards as `x`: then JAX sums their gradients over the shards.
+
+    It does so by itself except where a `jax.custom_vjp` gives the gradients.
+    """
+    axes = shard_axes(x)
+    missing = (tuple(set(axes) - set(shard_axes(parameter))) for parameter in parameters)
+    return tuple(lax.pcast(p, new, to="varying") if new else p for p, new in zip(parameters, missing, strict=True))
+
+
 def check_axis_name(name: str, axis_name: object) -> None:
     """Refuses what `axis_name` of the regularizer `name` cannot be."""
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from vcreg_jax.models.depthwise import DepthwiseConv
 from vcreg_jax.models.layers import DropPath, linear_rates, run_blocks, write_out_gradient
+from vcreg_jax.models.lean import LayerNorm, gelu
 from vcreg_jax.regularizers import Sites, identity
 
 # Torch's trunc_normal_(std=0.02) cuts at +-2, not at two standard deviations: a plain normal for all that matters.
@@ -27,7 +28,7 @@ class Block(nnx.Module):
 
     def __init__(self, dim: int, drop_rate: float, sites: Sites, dtype: DTypeLike, rngs: nnx.Rngs):
         self.depthwise = DepthwiseConv(dim, 7, kernel_init=_weights, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(dim, epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
+        self.norm = LayerNorm(dim, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
         self.expand = nnx.Linear(dim, 4 * dim, kernel_init=_weights, dtype=dtype, rngs=rngs)
         self.project = nnx.Linear(4 * dim, dim, kernel_init=_weights, dtype=dtype, rngs=rngs)
         self.layer_scale = nnx.Param(jnp.full((dim,), 1e-6, jnp.float32))
@@ -38,7 +39,7 @@ class Block(nnx.Module):
         """The block's output, of the shape of its input."""
         del train
         y = self.norm(self.depthwise(x))
-        y = self.project(jax.nn.gelu(self.expand(y), approximate=False))
+        y = self.project(gelu(self.expand(y)))
         y = self.drop_path(y * jnp.broadcast_to(self.layer_scale[...].astype(y.dtype), y.shape), rngs)
         return self.regularize(x + y)
 
@@ -47,7 +48,7 @@ class Downsample(nnx.Module):
     """Norm and a 2x2 convolution of stride 2, then `sites.downsample`; odd sizes are floored, as in torch."""
 
     def __init__(self, in_dim: int, out_dim: int, sites: Sites, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(in_dim, epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
+        self.norm = LayerNorm(in_dim, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
         self.conv = nnx.Conv(
             in_dim, out_dim, (2, 2), strides=2, padding="VALID", kernel_init=_weights, dtype=dtype, rngs=rngs
         )
@@ -101,14 +102,14 @@ class ConvNeXt(nnx.Module):
         self.stem_conv = nnx.Conv(
             in_channels, dims[0], patch, strides=patch, padding="VALID", kernel_init=_weights, dtype=dtype, rngs=rngs
         )
-        self.stem_norm = nnx.LayerNorm(dims[0], epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
+        self.stem_norm = LayerNorm(dims[0], epsilon=_EPSILON, dtype=dtype, rngs=rngs)
         rates = iter(linear_rates(stochastic_depth, sum(depths)))
         self.stages = nnx.List(
             nnx.List(Block(dim, next(rates), sites, dtype, rngs) for _ in range(depth))
             for depth, dim in zip(depths, dims, strict=True)
         )
         self.downsamples = nnx.List(Downsample(a, b, sites, dtype, rngs) for a, b in itertools.pairwise(dims))
-        self.norm = nnx.LayerNorm(dims[-1], epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
+        self.norm = LayerNorm(dims[-1], epsilon=_EPSILON, dtype=dtype, rngs=rngs)
         head = (
             None if features_only else nnx.Linear(dims[-1], num_classes, kernel_init=_weights, dtype=dtype, rngs=rngs)
         )

@@ -9,6 +9,8 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float
 
+from vcreg_jax.statistics import vary_with
+
 
 class Convolution(nnx.Conv):
     """`nnx.Conv` without bias, its padding the same on all sides: the same parameters, values and gradients."""
@@ -16,7 +18,8 @@ class Convolution(nnx.Conv):
     def __call__(self, inputs: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:  # pyright: ignore
         """The convolved maps, in the module's dtype."""
         ((pad, _), _), (stride, _) = self.padding, self.strides  # pyright: ignore
-        return convolution(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype), stride, pad)
+        (kernel,) = vary_with(inputs, self.kernel[...])
+        return convolution(inputs.astype(self.dtype), kernel.astype(self.dtype), stride, pad)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

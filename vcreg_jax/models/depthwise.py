@@ -9,6 +9,8 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from vcreg_jax.statistics import vary_with
+
 
 class DepthwiseConv(nnx.Module):
     """Each channel convolved with a kernel of its own, stride 1, zero padding that keeps the size; with bias.
@@ -25,7 +27,8 @@ class DepthwiseConv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """The convolved maps, in the module's dtype."""
-        kernel, bias = (p[...].astype(self.dtype) for p in (self.kernel, self.bias))
+        (kernel,) = vary_with(x, self.kernel[...])
+        kernel, bias = kernel.astype(self.dtype), self.bias[...].astype(self.dtype)
         x = x.astype(self.dtype)
         return depthwise_conv(x, kernel) + bias.reshape(1, 1, 1, -1)
 

@@ -36,8 +36,8 @@ class Subsampling(nnx.Module):
 class CifarResNet(nnx.Module):
     """A ResNet of 6 n + 2 layers for 32x32 images; a call returns `(logits, features)`.
 
-    Three stages of n basic blocks, 16, 32 and 64 times `width` wide. `sites.block` is applied to every block's output, after the
-    relu that follows the addition; `sites.downsample` to the output of the two shortcuts that halve the
+    Three stages of n basic blocks, 16, 32 and 64 times `width` wide. `sites.block` is applied to every block's output,
+    after the relu that follows the addition; `sites.downsample` to the output of the two shortcuts that halve the
     resolution.
 
     Args:

@@ -16,6 +16,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from vcreg_jax.models.layers import DropPath, linear_rates, run_blocks, torch_default, torch_default_bias
+from vcreg_jax.models.lean import LayerNorm, gelu
+from vcreg_jax.models.patches import PatchProjection
 from vcreg_jax.regularizers import Sites, identity
 
 _EPSILON = 1e-6
@@ -93,7 +95,7 @@ class Block(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        norm = partial(nnx.LayerNorm, epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
+        norm = partial(LayerNorm, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
         linear = partial(nnx.Linear, kernel_init=init.mlp, bias_init=init.mlp_bias, dtype=dtype, rngs=rngs)
         self.norm1 = norm(dim)
         self.attention = Attention(dim, num_heads, init, dtype, rngs)
@@ -107,7 +109,7 @@ class Block(nnx.Module):
         """The block's output, of the shape of its input."""
         del train
         x = x + self.drop_path(self.attention(self.norm1(x)), rngs)
-        y = self.project(jax.nn.gelu(self.expand(self.norm2(x)), approximate=False))
+        y = self.project(gelu(self.expand(self.norm2(x))))
         return self.regularize(x + self.drop_path(y, rngs))
 
 
@@ -157,7 +159,7 @@ class ViT(nnx.Module):
     ):
         _check(image_size, patch_size, sites)
         patch = (patch_size, patch_size)
-        self.patch_conv = nnx.Conv(
+        self.patch_conv = PatchProjection(
             in_channels,
             dim,
             patch,
@@ -175,7 +177,7 @@ class ViT(nnx.Module):
         self.blocks = nnx.List(
             Block(dim, num_heads, rate, init=init, sites=sites, dtype=dtype, rngs=rngs) for rate in rates
         )
-        self.norm = nnx.LayerNorm(dim, epsilon=_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs)
+        self.norm = LayerNorm(dim, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
         self.head = (
             None if features_only else nnx.Linear(dim, num_classes, kernel_init=init.head, dtype=dtype, rngs=rngs)
         )
