@@ -98,7 +98,6 @@ def test_two_steps_and_two_after_a_crash_equal_four_bit_for_bit(config, tmp_path
                 "loss",
                 "accuracy",
                 "gradient_norm",
-                "update_norm",
                 "skipped",
                 "learning_rate",
             }

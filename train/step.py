@@ -104,13 +104,8 @@ def make_update(
         after |= {"step": state["step"] + 1, "guard": guard}
         if ema_config is not None:
             after["ema"] = ema.updated(ema_config, state["ema"], weights, state["step"], take)
-        metrics |= {
-            "loss": loss,
-            "gradient_norm": gradient_norm,
-            "update_norm": jnp.where(take, optax.tree.norm(updates), 0),
-            "skipped": guard["skipped"],
-        }
-        return after, metrics
+        # Not the updates' norm: to sum it the compiler writes all updates out, 3 % of a ViT-B/32's step on a TPU v5e.
+        return after, metrics | {"loss": loss, "gradient_norm": gradient_norm, "skipped": guard["skipped"]}
 
     return update
 

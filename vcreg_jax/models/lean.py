@@ -7,6 +7,7 @@ Like everything with a `jax.custom_vjp` they have no forward-mode derivative.
 
 import functools
 import math
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ class LayerNorm(nnx.LayerNorm):
     def __call__(self, x: Float[Array, "*rest d"]) -> Float[Array, "*rest d"]:  # pyright: ignore
         """(x - mean) / sqrt(var + eps) * scale + bias, in the module's dtype."""
         scale, bias = vary_with(x, self.scale[...], self.bias[...])  # pyright: ignore
-        return _layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
+        return cast(Array, _layer_norm(x, scale, bias, self.epsilon)).astype(self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

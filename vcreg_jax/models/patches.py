@@ -14,7 +14,7 @@ class PatchProjection(nnx.Conv):
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:  # pyright: ignore
         """The projected patches in the module's dtype; the image's sides are multiples of the patches'."""
         size = self.kernel_size[0]  # pyright: ignore
-        kernel, bias = (p[...].astype(self.dtype) for p in (self.kernel, self.bias))
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)  # pyright: ignore
         batch, height, width, channels = images.shape
         grid = height // size, width // size
         pixels = images.astype(self.dtype).reshape(batch, grid[0], size, grid[1], size, channels)
