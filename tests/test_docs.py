@@ -5,13 +5,12 @@ import re
 import shlex
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
 
 from train.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -42,11 +41,6 @@ def test_every_block_runs_after_those_before_it(page, monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", _random_weights)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", _random_weights)
     names = {"__name__": "page"}
-    if page.name == "README.md":  # whose first lines speak of any features and images
-        import torchvision
-
-        h, images = jnp.linspace(0, 1, 24).reshape(6, 4), jnp.ones((2, 32, 32, 3))
-        names |= {"h": h, "images": images, "torch": torch, "torchvision": torchvision}
     for line, code in blocks(page, "python"):
         # As many empty lines before it as the page has: a traceback names the page's own line.
         smaller = code.replace("resnet50", "resnet18").replace("ResNet50", "ResNet18")  # of the same kind, for time
@@ -64,6 +58,37 @@ def test_every_command_is_one_that_there_is(page):
                 assert all((ROOT / word).is_file() for word in rest if word.startswith("configs/")), text
             elif words and words[0] == "make":
                 assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), text
+
+
+def test_the_readmes_blocks_run_as_they_stand_and_it_is_short():
+    text, names = (ROOT / "README.md").read_text(encoding="utf-8"), {}
+    for _, code in blocks(ROOT / "README.md", "python"):
+        exec(code, names)
+    assert names["logits"].shape == (2, 1000) and names["features"].shape == (2, 512)
+    assert len(text.split()) <= 900
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_nothing_is_installed_under_a_name_that_no_registry_knows(page):
+    assert re.findall(r"pip install.*vcreg[-_]jax", page.read_text(encoding="utf-8")) == []
+
+
+def test_every_page_is_in_the_menu_and_every_experiment_on_its_page():
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if not re.search(rf"^ +- {re.escape(page)}$", menu, re.MULTILINE)] == []
+    tables = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    experiments = [path.name for path in (ROOT / "configs").glob("*.py") if "def get_config" in path.read_text()]
+    assert experiments and [name for name in experiments if f'--8<-- "configs/{name}"' not in tables] == []
+
+
+def _links(page: Path) -> list[str]:
+    return re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_what_the_first_pages_link_to_is_there(page):
+    assert [link for link in _links(page) if not (page.parent / link).exists()] == []
 
 
 def _example(name: str):
