@@ -6,6 +6,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 import vcreg_jax as vc
 from train import figures, page
 from train.analyse import Analysis, analyse, checkpoints
+from train.axis_labels import ink_on, log_axis, names_above, thinned
 from train.run_folder import provenance, write_json
 
 PAPER = {"CDNV": ("0.28", "0.56"), "NCC": ("0.99", "0.81"), "MI": ("2.8", "4.6")}  # Table 6: ConvNeXt, with VCReg
@@ -126,7 +128,12 @@ def _page(arms: Arms, about: Mapping[str, Any]) -> str:
     ]
     pictures = [
         ("depth", depth, "CDNV, NCC accuracy and effective rank at every block output and the features.", _DEPTH),
-        ("spectra", [spectra(*item) for item in arms.items()], "Singular values of every layer.", _SPECTRA),
+        (
+            "spectra",
+            [spectra(*item, i) for i, item in enumerate(arms.items())],
+            "Singular values of every layer.",
+            _SPECTRA,
+        ),
         (
             "geometry",
             [geometry(*item) for item in arms.items()],
@@ -136,12 +143,12 @@ def _page(arms: Arms, about: Mapping[str, Any]) -> str:
     ]
     shown = "".join(figures.picture(*picture) for picture in pictures)
     data = about["config"]["data"]
-    main = f"""<h1>Neural collapse and information on {data}</h1>
+    main = f"""<h1>Neural collapse and information on {escape(data)}</h1>
 {page.table(header, body)}
 <p class="soft">{LEGEND}</p>
 {shown}
 {page.footer(about["command"], facts | about["versions"], about["config"])}"""
-    return page.page(f"Table 6 on {data}", main)
+    return page.page(f"Neural collapse and information on {data}", main)
 
 
 _DEPTH = (
@@ -156,24 +163,23 @@ def through_depth(arms: Arms, title: str, of: Callable[[Any], float], log: bool 
     """A number at every layer, in the order of computation."""
     figure = Figure(figsize=(4.6, 3.2))
     axes = figure.add_axes((0.12, 0.2, 0.85, 0.62))
-    for i, (arm, own) in enumerate(arms.items()):
+    for i, own in enumerate(arms.values()):
         values = np.array([[of(layer) for layer in one.layers] for one in own if len(one.layers) == len(own[0].layers)])
         places = np.arange(values.shape[1])
         axes.fill_between(places, values.min(0), values.max(0), color=figures.colour(i), alpha=0.18, linewidth=0)
         axes.plot(places, values.mean(0), color=figures.colour(i), linewidth=2.2)
-        axes.annotate(arm, (0, 1), (110 * i, 4), xycoords="axes fraction", textcoords="offset points",
-                      color=figures.colour(i), fontweight="bold")  # fmt: skip
     names = [layer.name.removeprefix("block ") for layer in next(iter(arms.values()))[0].layers]
-    axes.set_xticks(range(len(names)), names)
-    axes.set_title(title, pad=22)
+    shown = thinned(names)
+    axes.set_xticks(shown, [names[i] for i in shown])
+    names_above(axes, title, [(arm, figures.bold(i)) for i, arm in enumerate(arms)])
     axes.set_xlabel("block")
     if log:
-        axes.set_yscale("log")
+        log_axis(axes, "y")
     return figure
 
 
 @figures.styled
-def spectra(arm: str, own: Sequence[Analysis]) -> Figure:
+def spectra(arm: str, own: Sequence[Analysis], index: int) -> Figure:
     """Singular values over the largest against the share of the width, a line per layer."""
     figure = Figure(figsize=(4.6, 3.2))
     axes = figure.add_axes((0.12, 0.17, 0.85, 0.7))
@@ -182,9 +188,12 @@ def spectra(arm: str, own: Sequence[Analysis]) -> Figure:
         s = np.asarray(layer.singular_values)
         share = np.maximum(s / max(s[0], 1e-30), 1e-5)
         last = i == len(layers) - 1
-        axes.plot(np.linspace(0, 1, len(s)), share, color="#0072b2", alpha=0.25 + 0.75 * i / max(len(layers) - 1, 1),
-                  linewidth=2 if last else 1.4, linestyle="--" if last else "-")  # fmt: skip
-    axes.set(title=f"{arm}: singular value / largest", xlabel="index / width", yscale="log")
+        style = {"linewidth": 2 if last else 1.4, "linestyle": "--" if last else "-"}
+        depth = 0.25 + 0.75 * i / max(len(layers) - 1, 1)
+        axes.plot(np.linspace(0, 1, len(s)), share, color=figures.colour(index), alpha=depth, **style)
+    axes.set_xlabel("index / width")
+    names_above(axes, "singular value / largest", [(arm, figures.bold(index))])
+    log_axis(axes, "y")
     return figure
 
 
@@ -194,11 +203,12 @@ def geometry(arm: str, own: Sequence[Analysis]) -> Figure:
     matrix, names = np.asarray(own[0].cosines), own[0].class_names
     figure = Figure(figsize=(4.6, 4.3))
     axes = figure.add_axes((0.16, 0.08, 0.78, 0.8))
-    axes.pcolormesh(matrix[::-1], cmap="RdBu_r", vmin=-1, vmax=1, linewidth=0)
+    cells = axes.pcolormesh(matrix[::-1], cmap="RdBu_r", vmin=-1, vmax=1, linewidth=0)
     few = len(names) <= 12
     if few:
         for (i, j), value in np.ndenumerate(matrix):
-            axes.text(j + 0.5, len(names) - i - 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7)
+            axes.text(j + 0.5, len(names) - i - 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                      color=ink_on(cells.to_rgba(value)))  # fmt: skip
     ticks = np.arange(len(names)) + 0.5 if few else []
     axes.set_xticks(ticks, names if few else [], fontsize=7)
     axes.set_yticks(ticks, names[::-1] if few else [], fontsize=7)

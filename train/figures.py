@@ -8,7 +8,7 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from train.axis_labels import log_axis
 
 Curves = Mapping[str, Sequence[NDArray | tuple[NDArray, NDArray]]]  # arm -> x and y of each seed
 
@@ -107,7 +109,7 @@ def _svg(figure: Figure, prefix: str, alt: str) -> str:
     return text.strip()
 
 
-def _bold(index: int) -> dict[str, Any]:
+def bold(index: int) -> dict[str, Any]:
     """How an arm's name is written; "halo" parts it from the lines it crosses (see `CSS`)."""
     return {"color": colour(index), "fontweight": "bold", "gid": f"halo{index}"}
 
@@ -119,21 +121,6 @@ def _axes(right: float = 0.2) -> tuple[Figure, Axes]:
     axes.grid(axis="y", color=_RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     return figure, axes
-
-
-def _log(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Makes an axis logarithmic: labels at powers of ten, or at 1, 2 and 5 where there are few of those."""
-    axes.set(**{f"{which}scale": "log"})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    few = np.log10(high / low) < 2
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if few else _power(value)))
-    axis.set_minor_locator(NullLocator())
-
-
-def _power(value: float) -> str:
-    return "10" + str(round(np.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _stack(curves: Sequence[NDArray | tuple[NDArray, NDArray]]) -> tuple[NDArray, NDArray]:
@@ -163,7 +150,7 @@ def losses(curves: Curves, split: str) -> Figure:
         x, y = _stack(seeds)
         axes.plot(x, y.mean(0), color=colour(i), linewidth=2.2)
         ends.append((y[:, -1].mean(), arm, colour(i)))
-    _log(axes, "y")
+    log_axis(axes, "y")
     axes.set(title=f"{split} loss", xlabel="step")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -174,7 +161,7 @@ def losses(curves: Curves, split: str) -> Figure:
 def _name_curve(axes: Axes, at: tuple[float, float], label: str, index: int, above: bool) -> None:
     """Writes an arm's name beside its falling curve: above and to the right, or below and to the left."""
     shift, across, along = ((6, 4), "left", "bottom") if above else ((-6, -6), "right", "top")
-    axes.annotate(label, at, shift, textcoords="offset points", ha=across, va=along, **_bold(index))
+    axes.annotate(label, at, shift, textcoords="offset points", ha=across, va=along, **bold(index))
 
 
 @styled
@@ -191,11 +178,11 @@ def spectra(values: Mapping[str, Sequence[NDArray]], rank: Mapping[str, float]) 
         axes.plot(rank[arm], np.interp(rank[arm], index, mean), "o", color=colour(i), **_DOT)
         up = (0, 9 + 15 * (len(values) - 1 - i))
         label = f"{arm}: effective rank {rank[arm]:.1f}"
-        axes.annotate(label, (0, 1), up, xycoords="axes fraction", textcoords="offset points", **_bold(i))
+        axes.annotate(label, (0, 1), up, xycoords="axes fraction", textcoords="offset points", **bold(i))
         lowest = min([lowest, *mean[mean > 1e-4]])  # zeros, of dead units, have no place on a logarithmic axis
     axes.set_title("singular value / largest", pad=12 + 15 * len(values))
     axes.set(xlabel="index", xlim=(0, None), ylim=(lowest / 2, 1.3))
-    _log(axes, "y")
+    log_axis(axes, "y")
     return figure
 
 
@@ -222,7 +209,7 @@ def strengths(curves: Curves, chosen: Mapping[str, Sequence[float]]) -> Figure:
     last = x[np.flatnonzero((means > floor).any(0))[-1]]
     axes.set(title="probe accuracy on validation, %", xlabel="regularization strength")
     axes.set(xlim=(x[0] / 2, last * 4), ylim=(floor, max(y.max() for y in accuracy.values()) + 3))
-    _log(axes, "x")
+    log_axis(axes, "x")
     return figure
 
 
@@ -254,7 +241,7 @@ def scatter(features: NDArray, labels: NDArray, class_names: Sequence[str], arm:
             axes.text(x, y, name, color=_INK, ha="center", va="center", fontweight="bold", gid=f"halo{c}")
     half = 1.05 * max(np.abs(points).max(0) / (1, 0.81)) or 1.0  # the frame's height is 0.81 of its width
     axes.set(xlim=(-half, half), ylim=(-0.81 * half, 0.81 * half), aspect="equal")
-    figure.text(0.02, 0.95, arm, **_bold(index))
+    figure.text(0.02, 0.95, arm, **bold(index))
     spread = f"first direction {share[0]:.0%} of the variance, second {share[1]:.0%}"
     figure.text(0.02, 0.90, spread, color=_SOFT, fontsize=9)
     return figure
@@ -283,7 +270,7 @@ def strip(accuracy: Mapping[str, Sequence[float]]) -> Figure:
         axes.plot([own.mean()] * 2, [row - 0.22, row + 0.22], color=colour(row), linewidth=2.2)
         axes.plot(own, y, "o", color=colour(row), **_DOT)
         where = axes.get_yaxis_transform()
-        axes.text(0, row - 0.36, f"{arm}, mean {own.mean():.1f}", transform=where, **_bold(row))
+        axes.text(0, row - 0.36, f"{arm}, mean {own.mean():.1f}", transform=where, **bold(row))
     axes.set(ylim=(rows - 0.55, -0.6), yticks=[], xlabel="probe accuracy on the test split, %")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=_RULE, linewidth=0.6)

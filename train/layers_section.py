@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from train import figures
+from train.axis_labels import log_axis, names_above
 
 SHOWN = {
     "effective_rank": "effective rank",
@@ -65,7 +65,7 @@ def over_time(looks: Mapping[str, Looks], number: str, title: str) -> Figure:
     """One number of every layer against the step; zeros, where nothing pulls, are left out."""
     figure = Figure(figsize=(4.6, 3.2))
     axes = figure.add_axes((0.12, 0.17, 0.85, 0.65))
-    for i, (arm, own) in enumerate(looks.items()):
+    for i, own in enumerate(looks.values()):
         layers = {name.split("/")[0]: curve for name, curve in own.items() if _is(name, number)}
         for k, (layer, (steps, values)) in enumerate(layers.items()):
             if not (values > 0).any():
@@ -74,10 +74,8 @@ def over_time(looks: Mapping[str, Looks], number: str, title: str) -> Figure:
             depth = 0.25 + 0.75 * k / max(len(layers) - 1, 1)
             style = {"color": figures.colour(i), "alpha": depth, "linestyle": "--" if dashed else "-", "linewidth": 1.4}
             axes.plot(steps, values, **style)
-        beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "fontweight": "bold"}
-        axes.annotate(arm, (0, 1), (110 * i, 4), color=figures.colour(i), **beside)
-    axes.set_title(title, pad=22)
+    names_above(axes, title, [(arm, figures.bold(i)) for i, arm in enumerate(looks)])
     axes.set_xlabel("step")
     if number == "gradient_ratio":
-        axes.set_yscale("log")
+        log_axis(axes, "y")
     return figure

@@ -20,7 +20,12 @@ figcaption{max-width:44rem;margin-top:.8rem}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:1rem;font-variant-numeric:tabular-nums;width:100%}
 td,th{padding:.6rem 0 .6rem 1.5rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 th:first-child{text-align:left;padding-left:0;font-weight:400}.wide+.soft{margin-top:-3rem}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:0 1.5rem}dd{margin:0}pre{overflow-x:auto;font-size:.8rem}
+dl{display:grid;grid-template-columns:fit-content(40%) 1fr;gap:0 1.5rem}dd{margin:0}pre{overflow-x:auto;font-size:.8rem}
+h1,h2,p,dt,dd,figcaption{overflow-wrap:anywhere}section>*+*{margin-top:1.2rem}.strips{display:grid;gap:2rem}
+.strips{grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}section .wide+.soft{margin-top:1.2rem}
+@media(max-width:40rem){td,th{padding:.5rem 0 .5rem .9rem}table{font-size:.9rem}
+th:first-child{white-space:normal;min-width:6rem;position:sticky;left:0;background:var(--paper)}}
+@media print{.wide{overflow:visible}tr,figure,svg{break-inside:avoid}thead{display:table-header-group}}
 """
 
 
@@ -32,6 +37,12 @@ def page(title: str, main: str) -> str:
 {main}
 </main></body></html>
 """
+
+
+def of_tables(name: str, body: str) -> str:
+    """A page of tables that a report has gathered under `name`."""
+    title = f"{name}: what was run, and the paper's numbers"
+    return page(title, f"<header><h1>{escape(title)}</h1></header>{body}")
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from train import figures
+from train import figures, page
 from train.config import Transfer
 from train.run_folder import write_json
 
@@ -164,11 +164,7 @@ def write(name: str, tables: Sequence[Gathered], folder: Path) -> Path:
     write_json(folder / f"{name}.json", {table.config.name: as_json(table) for table in tables})
     path = folder / f"{name}.html"
     body = "".join(_section(table, f"{name}{index}-") for index, table in enumerate(tables))
-    path.write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(name)}</title>'
-        f"<style>{figures.CSS}{_CSS}</style></head><body><main>{body}</main></body></html>\n",
-        encoding="utf-8",
-    )
+    path.write_text(page.of_tables(name, body), encoding="utf-8")
     return path
 
 
@@ -182,28 +178,13 @@ def as_json(gathered: Gathered) -> dict[str, Any]:
     return {**about, "accuracy": accuracy, "unconverged": list(gathered.unconverged), **gathered.made}
 
 
-_CSS = """
-body{margin:0;background:var(--paper);color:var(--ink);font:1rem/1.5 system-ui,sans-serif}
-main{max-width:66rem;margin:auto;padding:2rem 1rem}.wide{overflow-x:auto}.notes{color:var(--soft);font-size:.85rem}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}svg{display:block;width:100%;height:auto;overflow:visible}
-td,th{padding:.4rem 0 .4rem 1.2rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
-th:first-child,td:nth-child(2){text-align:left}.strips{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr))}
-figure{margin:1rem}figcaption{color:var(--soft);font-size:.85rem}
-"""
-
-
 def _section(gathered: Gathered, prefix: str) -> str:
     header, *body = rows(gathered)
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    lines = "".join(
-        f"<tr><th>{escape(arm)}</th>{''.join(f'<td>{escape(x)}</td>' for x in own)}</tr>" for arm, *own in body
-    )
-    notes = "".join(f"<p>{escape(note)}</p>" for note in _notes(gathered))
+    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in _notes(gathered))
     pictures = [_strip(gathered, column, f"{prefix}{index}") for index, column in enumerate(gathered.columns)]
     return (
-        f'<h2>{escape(gathered.config.title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f'<tbody>{lines}</tbody></table></div><div class="strips">{"".join(pictures)}</div>'
-        f'<div class="notes">{notes}</div>'
+        f"<section><h2>{escape(gathered.config.title)}</h2>{page.table(header, body)}"
+        f'<div class="strips">{"".join(pictures)}</div>{notes}</section>'
     )
 
 
