@@ -6,7 +6,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 # The versions tested together: Python 3.11 has no jax after 0.10.2, later ones get the newest.
 CONSTRAINTS ?= $(if $(filter 3.11,$(VERSION)),constraints.txt,constraints-newest.txt)
 
-.PHONY: run test check docs mine faults clean
+.PHONY: run test check docs pages mine faults clean
 
 run: .venv/train.installed
 	$(BIN)/python -m train run configs/digits.py $(ARGS)
@@ -21,6 +21,11 @@ check: .venv/test.installed
 
 docs: .venv/docs.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet # the variable: without the theme's note on its successor
+
+# Every kind of page from small made-up results, and pictures of each to look at; needs Debian's package chromium.
+PAGES ?= runs/pages
+pages: .venv/test.installed
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.look_at_pages $(PAGES)
 
 # The mutual information of Gaussian pairs, 0 to 8 nats with three critics each: about three minutes on 2 cores.
 mine: .venv/train.installed

@@ -21,26 +21,26 @@ from vcreg_jax import Sites, VCReg
 BAD = "<img src=x onerror=alert(1)>"
 
 
-def report_page(folder):
-    about = dict.fromkeys(("title", "command", "hardware", "commit", "superclass_label", "probe_label", "paper"), BAD)
-    names = {"class_names": [BAD, "b", "c"], "versions": {BAD: BAD}, "config": {BAD: BAD}}
-    write_run(folder, {"baseline": PROBE["baseline"], BAD: PROBE["VCReg"]}, **about, **names)
-    for arm in ("baseline", BAD):  # every layer over time, so that each of the page's figures is drawn
+def report_page(folder, name=BAD):
+    about = dict.fromkeys(("title", "command", "hardware", "commit", "superclass_label", "probe_label", "paper"), name)
+    named = {"class_names": [name, "b", "c"], "versions": {name: name}, "config": {name: name}}
+    write_run(folder, {"baseline": PROBE["baseline"], name: PROBE["VCReg"]}, **about, **named)
+    for arm in ("baseline", name):  # every layer over time, so that each of the page's figures is drawn
         path = folder / arm / "seed0" / "metrics.jsonl"
         numbers = ("effective_rank", "under_unit_std", "off_diagonal_rms", "gradient_ratio")
         looks = [
             {"step": step, "split": "layers"}
-            | {f"{layer}/{name}": 10.0 ** -(i + step) for name in numbers for i, layer in enumerate((BAD, "features"))}
+            | {f"{layer}/{kind}": 10.0 ** -(i + step) for kind in numbers for i, layer in enumerate((name, "features"))}
             for step in (1, 2)
         ]
         path.write_text("\n".join([path.read_text(), *map(json.dumps, looks)]))
     return report.write(folder).read_text()
 
 
-def analysis_of(arm, seed=0):
+def analysis_of(arm, seed=0, name=BAD):
     layers = [
         analyse.Layer(
-            name=f"block {BAD}" if i == 0 else f"block {i}", width=4, cdnv={"train": 10.0**-i, "test": 1.0},
+            name=f"block {name}" if i == 0 else f"block {i}", width=4, cdnv={"train": 10.0**-i, "test": 1.0},
             ncc_agreement={"train": 0.9, "test": 0.8}, ncc_accuracy={"train": 0.9, "test": 0.7 + 0.01 * i},
             effective_rank=2.0 + i, singular_values=[3.0, 1.0, 0.1, 1e-3], off_diagonal_rms=0.1, mean_variance=1.0,
         )
@@ -48,21 +48,22 @@ def analysis_of(arm, seed=0):
     ]  # fmt: skip
     information = {"mine": 1.0, "smile": 1.1, "info_nce": 0.9, "log_batch_size": 6.2}
     cosines = [[1.0, -0.9, 0.3], [-0.9, 1.0, 0.6], [0.3, 0.6, 1.0]]
-    return analyse.Analysis("run", arm, seed, 1, layers, [BAD, "b", "c"], cosines, information)
+    return analyse.Analysis("run", arm, seed, 1, layers, [name, "b", "c"], cosines, information)
 
 
-def analysis(folder):
-    arms = {"a long name of an arm": [analysis_of("a")], BAD: [analysis_of(BAD), analysis_of(BAD, 1)]}
-    about = {"hardware": BAD, "commit": BAD, "wall_seconds": 1.0, "command": BAD, "versions": {BAD: BAD}}
-    return analysis_page._page(arms, about | {"config": {"data": BAD}})
+def analysis(folder, name=BAD):
+    own = [analysis_of(name, seed, name) for seed in (0, 1)]
+    arms = {"a long name of an arm": [analysis_of("a", 0, name)], name: own}
+    about = {"hardware": name, "commit": name, "wall_seconds": 1.0, "command": name, "versions": {name: name}}
+    return analysis_page._page(arms, about | {"config": {"data": name}})
 
 
-def table(folder):
+def table(folder, name=BAD):
     config = table5_superclass.get_config()
     target = next(iter(config.targets.values()))
     config = replace(
-        config, title=BAD, runs_directory=str(folder), targets={BAD: target}, paper={BAD: {BAD: 50.0}},
-        arms={"none": (Candidate(Sites()),), BAD: (Candidate(Sites()),)},
+        config, title=name, runs_directory=str(folder), targets={name: target}, paper={name: {name: 50.0}},
+        arms={"none": (Candidate(Sites()),), name: (Candidate(Sites()),)},
     )  # fmt: skip
     for arm in config.arms:
         for seed in range(2):
@@ -70,21 +71,21 @@ def table(folder):
     return tables.write("table5", [tables.gather(config)], folder / "out").read_text()
 
 
-def grid(folder):
-    arms = {BAD: Strengths(Sites(block=VCReg()), (0.64, 1.28), (0.08, 0.16))}
-    config = small(folder, title=BAD, arms=arms)
+def grid(folder, name=BAD):
+    arms = {name: Strengths(Sites(block=VCReg()), (0.64, 1.28), (0.08, 0.16))}
+    config = small(folder, title=name, arms=arms)
     found = [result(0.004, alpha, beta, 7, 0.4 + alpha * beta) for alpha in (0.0, 0.64, 1.28) for beta in (0.08, 0.16)]
-    found = [own | {"arm": BAD if own["alpha"] else "baseline"} for own in found if own["alpha"] or own["beta"] < 0.1]
+    found = [own | {"arm": name if own["alpha"] else "baseline"} for own in found if own["alpha"] or own["beta"] < 0.1]
     found = [own | ({} if own["alpha"] else {"beta": 0.0}) for own in found]
     return grid_table.write("strength", [grid_table.GridTable(config, found[:-1], found, {})], folder).read_text()
 
 
-def moons(folder):
+def moons(folder, name=BAD):
     config = TwoMoons(
-        name="moons", networks={BAD: (8,)}, methods={BAD: Method(), "VCReg": Method(regularizer=vc.VCReg())},
+        name="moons", networks={name: (8,)}, methods={name: Method(), "VCReg": Method(regularizer=vc.VCReg())},
         steps=2, seeds=(0, 1), runs_directory=str(folder),
     )  # fmt: skip
-    return (figure1.run(config, BAD) / "report.html").read_text()
+    return (figure1.run(config, name) / "report.html").read_text()
 
 
 PAGES = {"report": report_page, "analysis": analysis, "table": table, "grid": grid, "moons": moons}

@@ -162,7 +162,7 @@ _GEOMETRY = "First seed, features: cosines between class means seen from their c
 def through_depth(arms: Arms, title: str, of: Callable[[Any], float], log: bool = False) -> Figure:
     """A number at every layer, in the order of computation."""
     figure = Figure(figsize=(4.6, 3.2))
-    axes = figure.add_axes((0.12, 0.2, 0.85, 0.62))
+    axes = figure.add_axes((0.12, 0.2, 0.85, 0.69))
     for i, own in enumerate(arms.values()):
         values = np.array([[of(layer) for layer in one.layers] for one in own if len(one.layers) == len(own[0].layers)])
         places = np.arange(values.shape[1])

@@ -35,7 +35,7 @@ def names_above(axes: Axes, title: str, names: Sequence[tuple[str, dict[str, Any
     figure = axes.get_figure(root=True)
     assert figure is not None
     points = 72 * figure.get_figheight()
-    axes.set_position((left, bottom, width, height - 15 * (len(names) - 1) / points))
+    axes.set_position((left, bottom, width, height - (15 * len(names) - 5) / points))
     for i, (name, style) in enumerate(names):
         up = (0, 6 + 15 * (len(names) - 1 - i))
         axes.annotate(name, (0, 1), up, xycoords="axes fraction", textcoords="offset points", **style)

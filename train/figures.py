@@ -20,7 +20,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from train.axis_labels import log_axis
+from train.axis_labels import log_axis, names_above
 
 Curves = Mapping[str, Sequence[NDArray | tuple[NDArray, NDArray]]]  # arm -> x and y of each seed
 
@@ -158,17 +158,10 @@ def losses(curves: Curves, split: str) -> Figure:
     return figure
 
 
-def _name_curve(axes: Axes, at: tuple[float, float], label: str, index: int, above: bool) -> None:
-    """Writes an arm's name beside its falling curve: above and to the right, or below and to the left."""
-    shift, across, along = ((6, 4), "left", "bottom") if above else ((-6, -6), "right", "top")
-    axes.annotate(label, at, shift, textcoords="offset points", ha=across, va=along, **bold(index))
-
-
 @styled
 def spectra(values: Mapping[str, Sequence[NDArray]], rank: Mapping[str, float]) -> Figure:
     """Singular values over the largest against their index: mean and range over seeds, mean effective rank marked."""
     figure, axes = _axes(right=0.04)
-    axes.set_position((0.1, 0.15, 0.86, 0.74 - 0.065 * len(values)))  # names go above: collapsed curves have no room
     lowest = 1.0
     for i, (arm, seeds) in enumerate(values.items()):
         share = np.stack([s / max(s[0], np.finfo(s.dtype).tiny) for s in seeds])
@@ -176,11 +169,9 @@ def spectra(values: Mapping[str, Sequence[NDArray]], rank: Mapping[str, float]) 
         axes.fill_between(index, share.min(0), share.max(0), color=colour(i), alpha=0.18, linewidth=0)
         axes.plot(index, mean, color=colour(i), linewidth=2.2)
         axes.plot(rank[arm], np.interp(rank[arm], index, mean), "o", color=colour(i), **_DOT)
-        up = (0, 9 + 15 * (len(values) - 1 - i))
-        label = f"{arm}: effective rank {rank[arm]:.1f}"
-        axes.annotate(label, (0, 1), up, xycoords="axes fraction", textcoords="offset points", **bold(i))
         lowest = min([lowest, *mean[mean > 1e-4]])  # zeros, of dead units, have no place on a logarithmic axis
-    axes.set_title("singular value / largest", pad=12 + 15 * len(values))
+    names = [(f"{arm}: effective rank {rank[arm]:.1f}", bold(i)) for i, arm in enumerate(values)]
+    names_above(axes, "singular value / largest", names)
     axes.set(xlabel="index", xlim=(0, None), ylim=(lowest / 2, 1.3))
     log_axis(axes, "y")
     return figure
@@ -192,24 +183,21 @@ def strengths(curves: Curves, chosen: Mapping[str, Sequence[float]]) -> Figure:
 
     Shows the part of the sweep within `SHOWN` points of the best: beyond it every probe falls to chance.
     """
-    figure, axes = _axes(right=0.1)
+    figure, axes = _axes(right=0.04)
     x = _stack([curve for seeds in curves.values() for curve in seeds])[0]
     accuracy = {arm: 100 * np.stack([y[np.searchsorted(at, x)] for at, y in seeds]) for arm, seeds in curves.items()}
     means = np.stack([y.mean(0) for y in accuracy.values()])
     floor = max(means.max() - SHOWN, means.min() - 2)
-    inside = np.flatnonzero((means > floor).all(0))
-    widest = inside[np.ptp(means[:, inside], axis=0).argmax()] if len(inside) else 0
     for i, (arm, y) in enumerate(accuracy.items()):
         axes.fill_between(x, y.min(0), y.max(0), color=colour(i), alpha=0.15, linewidth=0)
         axes.plot(x, means[i], color=colour(i), linewidth=2.2)
         nearest = [int(np.abs(np.log(x / strength)).argmin()) for strength in chosen[arm]]
         axes.plot(x[nearest], y[range(len(y)), nearest], "o", color=colour(i), **_DOT)
-        above = means[i, widest] >= np.median(means[:, widest])
-        _name_curve(axes, (x[widest], means[i, widest]), arm, i, above)
     last = x[np.flatnonzero((means > floor).any(0))[-1]]
-    axes.set(title="probe accuracy on validation, %", xlabel="regularization strength")
+    axes.set_xlabel("regularization strength")
     axes.set(xlim=(x[0] / 2, last * 4), ylim=(floor, max(y.max() for y in accuracy.values()) + 3))
     log_axis(axes, "x")
+    names_above(axes, "probe accuracy on validation, %", [(arm, bold(i)) for i, arm in enumerate(curves)])
     return figure
 
 

@@ -64,7 +64,7 @@ def _is(name: str, number: str) -> bool:
 def over_time(looks: Mapping[str, Looks], number: str, title: str) -> Figure:
     """One number of every layer against the step; zeros, where nothing pulls, are left out."""
     figure = Figure(figsize=(4.6, 3.2))
-    axes = figure.add_axes((0.12, 0.17, 0.85, 0.65))
+    axes = figure.add_axes((0.12, 0.17, 0.85, 0.72))
     for i, own in enumerate(looks.values()):
         layers = {name.split("/")[0]: curve for name, curve in own.items() if _is(name, number)}
         for k, (layer, (steps, values)) in enumerate(layers.items()):

@@ -267,7 +267,8 @@ def _pictures(e: Experiment, rows: Sequence[Row]) -> list[str]:
         "overlap here may lie apart for the probe, which sees them all.",
         "spectrum": "Spectrum of the training features. Line: mean over seeds; band: lowest to highest. Dot: effective "
         "rank, the number of directions of a flat spectrum with the same entropy.",
-        "strength": f"Line and band: as beside. Dots: each seed's choice. Cut {figures.SHOWN} points below the best.",
+        "strength": f"Line and band: as in the spectrum. Dots: each seed's choice. Cut {figures.SHOWN} points below "
+        "the best.",
         "loss": "Thin lines: seeds; thick: their mean. Each panel has its own scale.",
     }
     return [figures.picture(name, panels[name], alts[name], captions[name]) for name in panels]
