@@ -114,8 +114,8 @@ def bold(index: int) -> dict[str, Any]:
     return {"color": colour(index), "fontweight": "bold", "gid": f"halo{index}"}
 
 
-def _axes(right: float = 0.2) -> tuple[Figure, Axes]:
-    """An empty figure with room for direct labels on its `right` (a share of the width)."""
+def _axes(right: float) -> tuple[Figure, Axes]:
+    """An empty figure with room on its `right` (a share of the width)."""
     figure = Figure(figsize=(4.6, 3.2))
     axes = figure.add_axes((0.1, 0.15, 0.9 - right, 0.74))
     axes.grid(axis="y", color=_RULE, linewidth=0.6)
@@ -129,32 +129,20 @@ def _stack(curves: Sequence[NDArray | tuple[NDArray, NDArray]]) -> tuple[NDArray
     return shared, np.stack([y[np.searchsorted(x, shared)] for x, y in curves])
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Writes each (y, label, colour) at the right edge, moved up where it would sit on the one below."""
-    below = -np.inf
-    to_share = axes.transData + axes.transAxes.inverted()
-    for y, label, colour in sorted(ends):
-        share = max(to_share.transform((axes.get_xlim()[1], y))[1], below + 0.075)
-        axes.text(1.02, share, label, color=colour, transform=axes.transAxes, va="center", fontweight="bold")
-        below = share
-
-
 @styled
 def losses(curves: Curves, split: str) -> Figure:
     """Loss against step in one `split`: a thin line per seed, a thick one for their mean."""
-    figure, axes = _axes()
-    ends = []
-    for i, (arm, seeds) in enumerate(curves.items()):
+    figure, axes = _axes(right=0.04)
+    for i, seeds in enumerate(curves.values()):
         for x, y in seeds:
             axes.plot(x, y, color=colour(i), linewidth=0.6, alpha=0.45)
         x, y = _stack(seeds)
         axes.plot(x, y.mean(0), color=colour(i), linewidth=2.2)
-        ends.append((y[:, -1].mean(), arm, colour(i)))
     log_axis(axes, "y")
-    axes.set(title=f"{split} loss", xlabel="step")
+    axes.set_xlabel("step")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _label_ends(axes, [end for end in ends if np.isfinite(end[0])])
+    names_above(axes, f"{split} loss", [(arm, bold(i)) for i, arm in enumerate(curves)])
     return figure
 
 
@@ -243,8 +231,8 @@ def _glyph(letter: str) -> Path:
 
 
 @styled
-def strip(accuracy: Mapping[str, Sequence[float]]) -> Figure:
-    """Probe accuracy (%) of every seed: a row per arm, thin lines joining a seed's runs, a bar at each mean."""
+def strip(accuracy: Mapping[str, Sequence[float]], what: str = "probe accuracy") -> Figure:
+    """An accuracy (%) of every seed: a row per arm, thin lines joining a seed's runs, a bar at each mean."""
     rows = len(accuracy)
     figure = Figure(figsize=(4.6, 0.6 + 0.95 * rows))
     bottom = 0.5 / figure.get_figheight()
@@ -259,7 +247,7 @@ def strip(accuracy: Mapping[str, Sequence[float]]) -> Figure:
         axes.plot(own, y, "o", color=colour(row), **_DOT)
         where = axes.get_yaxis_transform()
         axes.text(0, row - 0.36, f"{arm}, mean {own.mean():.1f}", transform=where, **bold(row))
-    axes.set(ylim=(rows - 0.55, -0.6), yticks=[], xlabel="probe accuracy on the test split, %")
+    axes.set(ylim=(rows - 0.55, -0.6), yticks=[], xlabel=f"{what} on the test split, %")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=_RULE, linewidth=0.6)
     axes.set_axisbelow(True)

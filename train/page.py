@@ -1,6 +1,7 @@
 """The frame that every HTML page shares: one file that needs no network, light or dark as the reader's system is."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -17,11 +18,12 @@ h1{font-size:clamp(1.6rem,3.6vw,2.1rem);line-height:1.15;font-weight:600;margin:
 figure{margin:0}svg{display:block;width:100%;height:auto;overflow:visible}.soft,figcaption,dt{color:var(--soft)}
 .soft,figcaption,table,dl,svg,summary{font-family:system-ui,sans-serif;font-size:.85rem}
 figcaption{max-width:44rem;margin-top:.8rem}.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:1rem;font-variant-numeric:tabular-nums;width:100%}
+table{border-collapse:separate;border-spacing:0;font-size:1rem;font-variant-numeric:tabular-nums;width:100%}
 td,th{padding:.6rem 0 .6rem 1.5rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 th:first-child{text-align:left;padding-left:0;font-weight:400}.wide+.soft{margin-top:-3rem}
 dl{display:grid;grid-template-columns:fit-content(40%) 1fr;gap:0 1.5rem}dd{margin:0}pre{overflow-x:auto;font-size:.8rem}
 h1,h2,p,dt,dd,figcaption{overflow-wrap:anywhere}section>*+*{margin-top:1.2rem}.strips{display:grid;gap:2rem}
+section>figure>div{max-width:36rem}
 .strips{grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}section .wide+.soft{margin-top:1.2rem}
 @media(max-width:40rem){td,th{padding:.5rem 0 .5rem .9rem}table{font-size:.9rem}
 th:first-child{white-space:normal;min-width:6rem;position:sticky;left:0;background:var(--paper)}}
@@ -41,7 +43,7 @@ def page(title: str, main: str) -> str:
 
 def of_tables(name: str, body: str) -> str:
     """A page of tables that a report has gathered under `name`."""
-    title = f"{name}: what was run, and the paper's numbers"
+    title = f"{re.sub(r'^table', 'Table ', name).capitalize()}: what was run, and the paper's numbers"
     return page(title, f"<header><h1>{escape(title)}</h1></header>{body}")
 
 

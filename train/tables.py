@@ -196,4 +196,6 @@ def _strip(gathered: Gathered, column: str, name: str) -> str:
         return ""
     shares = {arm: [values[seed] / 100 for seed in seeds] for arm, values in run.items()}
     said = "; ".join(f"{arm} " + ", ".join(f"{share:.2%}" for share in own) for arm, own in shares.items())
-    return figures.picture(name, [figures.strip(shares)], f"{column}: {said}", f"{column}: a dot for every seed.")
+    return figures.picture(
+        name, [figures.strip(shares, "accuracy")], f"{column}: {said}", f"{column}: a dot for every seed."
+    )
