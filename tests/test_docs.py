@@ -82,6 +82,17 @@ def test_every_page_is_in_the_menu_and_every_experiment_on_its_page():
     assert experiments and [name for name in experiments if f'--8<-- "configs/{name}"' not in tables] == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/index.md"])
+def test_sentences_of_the_first_pages_are_short(name):
+    text = re.sub(r"^```.*?^```", "\n\n", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    lines = ["" if line.startswith(("|", "#", "!")) else line for line in text.splitlines()]
+    paragraphs = re.split(r"\n\s*\n|\n[-*\d.]+ ", re.sub(r"\]\([^)]*\)", "]", "\n".join(lines)))
+    sentences = [
+        one for own in paragraphs for one in re.split(r"(?<=[.!?])\W*\s+(?=\W*[A-Z0-9])", " ".join(own.split()))
+    ]
+    assert [one for one in sentences if len(re.findall(r"\S*\w\S*", one)) > 30] == []
+
+
 def _links(page: Path) -> list[str]:
     return re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
 
