@@ -36,6 +36,7 @@ ALONE = ("--num-processes", "1")  # JAX may be asked for other hosts only before
             "Unknown command 'walk'. Known: run, prepare, data, report, analyse, convert, export, crosscheck, bench, p",
         ),
         (["report", "nowhere"], "nowhere/experiment.json is missing"),
+        (["report", "/nowhere/at/all"], "/nowhere/at/all/experiment.json is missing"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_two(arguments, message, tmp_path, monkeypatch, capsys):

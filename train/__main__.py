@@ -86,10 +86,14 @@ def _dispatch(command: str, *arguments: str) -> None:
         raise ValueError(f"`python -m train {command}` needs {what}.")
     if command == "run":
         _run(arguments, shlex.join(["python", "-m", "train", command, *arguments]))
-    elif any(Path("configs").glob(f"{arguments[0]}_*.py")) or re.fullmatch(r"table\d+", arguments[0]):
+    elif re.fullmatch(r"\w+", arguments[0]) and _is_table(arguments[0]):
         _table(arguments[0])
     else:
         _report(Path(arguments[0]))
+
+
+def _is_table(name: str) -> bool:
+    return any(Path("configs").glob(f"{name}_*.py")) or re.fullmatch(r"table\d+", name) is not None
 
 
 def _run(arguments: tuple[str, ...], command: str) -> None:

@@ -23,7 +23,7 @@ td,th{padding:.6rem 0 .6rem 1.5rem;text-align:right;white-space:nowrap;border-bo
 th:first-child{text-align:left;padding-left:0;font-weight:400}.wide+.soft{margin-top:-3rem}
 dl{display:grid;grid-template-columns:fit-content(40%) 1fr;gap:0 1.5rem}dd{margin:0}pre{overflow-x:auto;font-size:.8rem}
 h1,h2,p,dt,dd,figcaption{overflow-wrap:anywhere}section>*+*{margin-top:1.2rem}.strips{display:grid;gap:2rem}
-section>figure>div{max-width:36rem}
+section>figure>div{max-width:36rem}section table{font-size:.9rem}thead th{white-space:normal;vertical-align:bottom}
 .strips{grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}section .wide+.soft{margin-top:1.2rem}
 @media(max-width:40rem){td,th{padding:.5rem 0 .5rem .9rem}table{font-size:.9rem}
 th:first-child{white-space:normal;min-width:6rem;position:sticky;left:0;background:var(--paper)}}
@@ -43,7 +43,7 @@ def page(title: str, main: str) -> str:
 
 def of_tables(name: str, body: str) -> str:
     """A page of tables that a report has gathered under `name`."""
-    title = f"{re.sub(r'^table', 'Table ', name).capitalize()}: what was run, and the paper's numbers"
+    title = f"{re.sub(r'^table', 'Table ', name).capitalize()}: what was run and what it gave"
     return page(title, f"<header><h1>{escape(title)}</h1></header>{body}")
 
 
