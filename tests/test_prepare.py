@@ -396,6 +396,7 @@ def test_a_tfds_data_set_that_was_prepared_elsewhere_is_read_as_it_is(tmp_path):
         "train",
     )
     info = tmp_path / "foreign" / "2.1.0" / "dataset_info.json"
+    (info.parent / "hashes.json").unlink()
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     pipeline.load.cache_clear()
     with pytest.raises(ValueError, match="is prepared as tfrecord, which needs TensorFlow"):

@@ -107,15 +107,12 @@ def _file_hash(path: Path) -> str:
 def _described(trained: Trained, train: TrainConfig, data: Split) -> dict[str, Any]:
     """All that decides the features, as what JSON can hold."""
     config, selection = data.config, data.selection
-    files = sorted(Path(selection.folder).iterdir()) if selection.folder else []
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if "labels" not in file.name]
     return {
         "model": as_json(train.model),
         "weights": _hash(weights_to_use(trained.state)),
         "pixels": [list(train.data.mean), list(train.data.std)],
         "images": [config.name, selection.name, config.bad_images, list(data.eval_shape), as_json(config.evaluation)],
-        "files": [list(file) for file in stats],
-        "records": _hash([selection.indices, selection.targets]),
+        "data": selection.fingerprint(),
     }
 
 

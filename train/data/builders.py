@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import re
+import shutil
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train.data import images, labels, packed
+from train.data import hashes, images, labels, packed
 from train.data.archives import Files
 from train.data.catalog import KNOWN, DataSet
 from train.data.images import BadImageError, Policy
@@ -23,6 +24,18 @@ from train.data.views import VIEWS
 
 VERSION = "1.0.0"
 BAD_IMAGES = "bad_images.json"  # beside a prepared data set: what was left out or is converted when read, and why
+# What the features of an image data set are made of: TFDS imports whatever module `features.json` names.
+_FEATURES = (
+    "FeaturesDict",
+    "Image",
+    "ClassLabel",
+    "Text",
+    "Scalar",
+    "Tensor",
+    "Sequence",
+    "BBoxFeature",
+    "LabeledImage",
+)
 _OUTCOME = {True: "converted when read", False: "left out"}
 _THREADS, _AHEAD = 8, 256
 
@@ -46,6 +59,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._contents, self._homepage, self._policy = contents, homepage, policy
         self.bad: list[Bad] = []
         self.labels: dict[str, dict[str, list[int]]] = {}
+        self.contents: dict[str, hashes.Content] = {}
         super().__init__(data_dir=directory, file_format="array_record", version=VERSION)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -66,6 +80,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         kept = itertools.count()
         columns = self.labels[split] = {field: [] for field in self._contents.class_names}
+        content = self.contents[split] = hashes.Content()
         for example, found, usable in _looked_at(self._contents.splits[split](), self._contents.shape[2]):
             for field, label in example.labels.items():
                 classes = len(self._contents.class_names[field])
@@ -79,6 +94,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             if keep:
                 for field, values in columns.items():
                     values.append(example.labels[field])
+                content.add(example.image, {field: example.labels[field] for field in columns})
                 yield next(kept), {"image": example.image, "file": example.file, **example.labels}
         if not next(kept):
             raise ValueError(f"{self.name}: there is no image for the split {split}.")
@@ -110,9 +126,14 @@ def write(name: str, contents: Contents, homepage: str, directory: Path, policy:
     tfds.enable_progress_bar() if sys.stderr.isatty() else tfds.disable_progress_bar()
     with contextlib.redirect_stdout(None):  # it announces downloads of unknown size
         builder.download_and_prepare()
-    (folder / BAD_IMAGES).write_text(json.dumps([bad._asdict() for bad in builder.bad], indent=1))
-    for split, of_field in builder.labels.items():
-        labels.save(folder, split, {field: np.array(values, np.int32) for field, values in of_field.items()})
+    try:
+        (folder / BAD_IMAGES).write_text(json.dumps([bad._asdict() for bad in builder.bad], indent=1))
+        for split, of_field in builder.labels.items():
+            labels.save(folder, split, {field: np.array(values, np.int32) for field, values in of_field.items()})
+        hashes.write(folder, {split: str(content) for split, content in builder.contents.items()})
+    except OSError:  # a full disk, say
+        shutil.rmtree(folder)
+        raise
     return folder
 
 
@@ -138,13 +159,72 @@ def prepared(name: str, directory: str) -> Any:
         )
     if len({path.parent for path in found}) > 1:
         raise ValueError(f"{name!r} has several configurations: {', '.join(str(p.relative_to(root)) for p in found)}.")
-    builder = tfds.builder_from_directory(max(found, key=lambda path: tfds.core.Version(path.name)))
+    builder = _opened(max(found, key=lambda path: tfds.core.Version(path.name)))
     if (form := str(builder.info.as_proto.file_format)) != "array_record":
         raise ValueError(
             f"{builder.data_path} is prepared as {form}, which needs TensorFlow to be read. "
             "TFDS's convert_format script makes it array_record."
         )
+    if not (Path(builder.data_path) / hashes.FILE).exists():
+        _take_over(builder)
     return builder
+
+
+def _opened(folder: Path) -> Any:
+    """TFDS's builder, once the files are those that were written and name no code.
+
+    Raises:
+      ValueError: for others.
+    """
+    if (folder / hashes.FILE).exists():
+        hashes.check(folder)
+    try:
+        _check_features(json.loads((folder / "features.json").read_text()), folder)
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # by what is damaged: ParseError, KeyError, UnicodeDecodeError, ...
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{folder} cannot be read: {text}. Prepare it again, or ask who prepared it.") from error
+
+
+def _check_features(value: Any, folder: Path) -> None:
+    """Raises a ValueError for a class that is none of TFDS's own, wherever the description has it."""
+    known = {f"{kind.__module__}.{kind.__name__}" for kind in (getattr(tfds.features, name) for name in _FEATURES)}
+    if isinstance(value, list):
+        for item in value:
+            _check_features(item, folder)
+    if not isinstance(value, dict):
+        return
+    for key, item in value.items():
+        if key in ("pythonClassName", "python_class_name", "type") and item not in known:
+            raise ValueError(f"features.json names {item!r}, which is none of TFDS's {', '.join(_FEATURES)}: refused")
+        _check_features(item, folder)
+
+
+def _take_over(builder: Any) -> None:
+    """Reads a data set without hashes through, once: from then on its files are checked.
+
+    Raises:
+      ValueError: for records that cannot be read.
+    """
+    folder, fields, contents = Path(builder.data_path), labels.fields(builder.info.features), {}
+    print(
+        f"note: {folder} has no {hashes.FILE}: its files are taken as they are, and checked from now on.",
+        file=sys.stderr,
+    )
+    kept = {}
+    for split in builder.info.splits:
+        content, columns = hashes.Content(), {field: [] for field in fields}
+        for record in labels.records(builder, split):
+            content.add(record["image"], {field: int(record[field]) for field in fields})
+            for field, values in columns.items():
+                values.append(record[field])
+        contents[split], kept[split] = str(content), columns
+    try:
+        for split, columns in kept.items():
+            labels.save(folder, split, {field: np.array(values, np.int32) for field, values in columns.items()})
+        hashes.write(folder, contents)
+    except OSError as error:
+        raise ValueError(f"{folder} needs a {hashes.FILE}, which cannot be written there ({error}).") from error
 
 
 def bad_images_text(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """All labels of a split, without reading its images again and again."""
 
-import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,40 @@ def fields(features: Any) -> list[str]:
 
 
 def save(folder: Path, split: str, labels: dict[str, np.ndarray]) -> None:
-    """Keeps the labels of a split beside the data set."""
-    np.savez(_path(folder, split), **labels)  # pyright: ignore[reportArgumentType]
+    """Keeps the labels of a split beside the data set, whole or not at all."""
+    partial = folder / f"labels-{split}.partial"
+    with partial.open("wb") as file:
+        np.savez(file, **labels)  # pyright: ignore[reportArgumentType]
+    partial.replace(_path(folder, split))
+
+
+def records(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    """The records of a whole split in order, their images not decoded.
+
+    Raises:
+      ValueError: for one that cannot be read.
+    """
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    for index in range(builder.info.splits[split].num_examples):
+        try:
+            yield source[index]
+        except Exception as error:  # TFDS and array_record raise many types
+            raise ValueError(f"{builder.data_path}, {split}: record {index} cannot be read ({error}).") from error
 
 
 def of_split(builder: Any, split: str, field: str) -> np.ndarray:
-    """The labels int32 (n,) of a whole split in record order; a data set that others prepared is read through once.
+    """The labels int32 (n,) of a whole split in record order.
 
     Raises:
-      ValueError: for a label out of range.
+      ValueError: for a label out of range, and where they are not there.
     """
-    folder, count = Path(builder.data_path), builder.info.splits[split].num_examples
-    found = _kept(folder, split)
-    if field not in found or len(found[field]) != count:
-        records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        names = fields(builder.info.features)
-        rows = np.array([[record[name] for name in names] for record in map(records.__getitem__, range(count))])
-        found = {name: rows[:, column].astype(np.int32) for column, name in enumerate(names)}
-        with contextlib.suppress(OSError):  # a folder that may not be written to is read again next time
-            save(folder, split, found)
-    check_labels(found[field], builder.info.features[field].num_classes, f"{builder.name} {split} {field}")
-    return found[field]
-
-
-def _kept(folder: Path, split: str) -> dict[str, np.ndarray]:
-    if not _path(folder, split).exists():
-        return {}
-    with np.load(_path(folder, split), allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    path, count = _path(Path(builder.data_path), split), builder.info.splits[split].num_examples
+    with np.load(path, allow_pickle=False) as file:
+        found = file[field]
+    if found.shape != (count,):
+        raise ValueError(f"{path} has labels of shape {found.shape} for {count:,} images: prepare the data set again.")
+    check_labels(found, builder.info.features[field].num_classes, f"{builder.name} {split} {field}")
+    return found
 
 
 def _path(folder: Path, split: str) -> Path:
