@@ -1,3 +1,4 @@
+import gzip
 import io
 import tarfile
 
@@ -84,3 +85,30 @@ def test_folders_archives_and_archives_in_archives_are_read_alike(tmp_path):
     assert Files(tmp_path).find("labels/list.txt", "2.jpg") == {"labels/list.txt": b"list", "2.jpg": b"two" * 5000}
     with pytest.raises(FileNotFoundError, match="no ist.txt and no other.txt in"):
         Files(tmp_path).find("ist.txt", "other.txt", "list.txt")
+
+
+@pytest.mark.parametrize("name", ["set.tar", "set.tar.gz"])
+@pytest.mark.parametrize("size", [2**40, 2**87, -5])
+def test_a_size_that_no_archive_can_have_ends_at_once(tmp_path, name, size):
+    huge = tarfile.TarInfo("a.jpg")
+    huge.size = size
+    path = tmp_path / name
+    packed = huge.tobuf(tarfile.GNU_FORMAT) + bytes(4096)
+    path.write_bytes(gzip.compress(packed) if name.endswith("gz") else packed)
+    for read in (False, True):
+        with pytest.raises(ValueError, match="more than|parts are left out|broken or cut short"):
+            for _, contents in Files(tmp_path):
+                contents() if read else None
+
+
+def test_archives_in_archives_without_end_and_sparse_files_are_refused(tmp_path):
+    content = tar(tmp_path / "0.tar", {"a.jpg": b"a"}).read_bytes()
+    for depth in range(1, 9):
+        content = tar(tmp_path / f"{depth}.tar", {f"{depth - 1}.tar": content}).read_bytes()
+        (tmp_path / f"{depth - 1}.tar").unlink()
+    with pytest.raises(ValueError, match="lies in too many archives"):
+        list(Files(tmp_path))
+    (tmp_path / "8.tar").unlink()
+    tar(tmp_path / "sparse.tar", {}, (_member("a.jpg", tarfile.GNUTYPE_SPARSE),))
+    with pytest.raises(ValueError, match="parts are left out"):
+        list(Files(tmp_path))

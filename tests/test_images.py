@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -98,3 +99,47 @@ def test_a_colour_image_is_not_plain_where_grey_is_wanted():
         read(file, 1, "raise")
     grey = pixels(read(file, 1, "convert"))[..., 0]
     np.testing.assert_allclose(grey, COLOURS @ np.array([0.299, 0.587, 0.114]), atol=0.51)
+
+
+def test_a_format_that_starts_programs_is_no_image(monkeypatch):
+    """An EPS file would be handed to Ghostscript, whatever its name says."""
+    started = []
+    monkeypatch.setattr(
+        "PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: started.append(1) or Image.new("RGB", (8, 6))
+    )
+    for file in (encoded(Image.fromarray(COLOURS), "eps"), encoded(Image.fromarray(COLOURS), "dds")):
+        with pytest.raises(BadImageError, match="not an image"):
+            read(file, 3, "convert")
+    assert not started
+
+
+def test_an_image_that_no_crop_could_be_cut_from_cheaply_is_refused():
+    with pytest.raises(BadImageError, match="2 x 30000: one side over 200 times the other"):
+        read(encoded(Image.new("RGB", (2, 30_000))), 3, "convert")
+    assert read(encoded(Image.new("RGB", (4, 800))), 3, "raise").size == (4, 800)
+
+
+BROKEN_EXIF = (b"not a TIFF header", b"MM\0\x2a\0\0\0", b"II\x2a\0\x08\0\0\0\xff\xff", b"")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", BROKEN_EXIF)
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
+def test_whole_pixels_beside_a_damaged_exif_are_kept(form, exif):
+    image = encoded(Image.fromarray(COLOURS), form, exif=b"Exif\0\0" + exif if form != "png" else exif)
+    plain = encoded(Image.fromarray(COLOURS), form)
+    np.testing.assert_array_equal(pixels(read(image, 3, "convert")), pixels(read(plain, 3, "raise")))
+
+
+def test_whatever_a_decoder_raises_is_a_bad_image(monkeypatch):
+    for error in (struct.error("x"), AttributeError("x"), IndexError("x"), TypeError("x"), AssertionError("x")):
+
+        def broken(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(Image.Image, "load", broken)
+        with pytest.raises(BadImageError, match="cannot be decoded: x"):
+            read(encoded_plain, 3, "convert")
+
+
+encoded_plain = encoded(Image.fromarray(COLOURS))

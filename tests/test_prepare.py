@@ -334,8 +334,68 @@ def test_npz_files_with_pickles_wrong_lengths_or_labels_out_of_range_are_refused
     refused("2 images but 1 of label", images=images, labels=[0])
     refused("labels must lie in 0..1, got -1 at index 1", images=images, labels=[1, -1])
     refused("labels must lie in 0..0, got 2 at index 0", images=images, labels=[2, 0], names=["one"])
-    refused("pixels must be uint8, got float64", images=images / 2, labels=[0, 0])
+    refused("images must be uint8 .* got float64", images=images / 2, labels=[0, 0])
     refused("needs images and labels", pictures=images)
+
+
+X, Y = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8), np.arange(12) % 3
+NAMES = np.array(["owl", "cat", "dog"])
+LAYOUTS = {
+    "channels_first": ({"x_train": X.transpose(0, 3, 1, 2), "y_train": Y}, ["0", "1", "2"]),
+    "whole_floats": ({"x_train": X, "y_train": Y.astype(float)}, ["0", "1", "2"]),
+    "strings": ({"x_train": X, "y_train": NAMES[Y]}, ["cat", "dog", "owl"]),
+    "bytes": ({"x_train": X, "y_train": NAMES[Y].astype("S")}, ["cat", "dog", "owl"]),
+    "class_names": ({"x_train": X, "y_train": Y, "class_names": NAMES}, ["owl", "cat", "dog"]),
+    "filenames": ({"x_train": X, "y_train": Y, "filenames": NAMES[Y]}, ["0", "1", "2"]),
+}
+REFUSED_LAYOUTS = {
+    "flat": ({"x_train": X.reshape(12, -1), "y_train": Y}, r"images must be uint8 .* got uint8 \(12, 192\)"),
+    "float images": ({"x_train": X / 255, "y_train": Y}, "images must be uint8 .* got float64"),
+    "parts of classes": ({"x_train": X, "y_train": Y + 0.7}, "labels must be whole numbers or names, got float64"),
+    "complex": ({"x_train": X, "y_train": Y + 0j}, "labels must be whole numbers or names, got complex128"),
+    "not finite": ({"x_train": X, "y_train": Y * np.nan}, "labels must be whole numbers"),
+    "huge": ({"x_train": X, "y_train": Y + 2**31 - 9}, "labels must be below 1,000,000, got 2,147,483,641"),
+    "offsets": (
+        {"bytes": X[0], "offsets": Y, "headers": Y, "header_offsets": Y, "header_id": Y, "y_train": Y},
+        "a.npz: zip",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_arrays_as_people_keep_them_are_read(tmp_path, name):
+    arrays, names = LAYOUTS[name]
+    np.savez(tmp_path / "a.npz", **arrays)
+    contents = packed.read({"": tmp_path / "a.npz"})
+    examples = list(contents.splits["train"]())
+    assert contents.class_names == {"label": names}
+    found = [names[example.labels["label"]] for example in examples]
+    assert (
+        found
+        == [
+            str(given) if arrays["y_train"].dtype.kind == "U" else names[int(label)]
+            for given, label in zip(NAMES[Y], Y, strict=True)
+        ]
+        if name != "bytes"
+        else found == NAMES[Y].tolist()
+    )
+    np.testing.assert_array_equal([np.asarray(Image.open(io.BytesIO(example.image))) for example in examples], X)
+
+
+def test_opacity_is_shown_over_white(tmp_path):
+    rgba = np.concatenate([X, np.zeros_like(X[..., :1])], axis=-1)
+    np.savez(tmp_path / "a.npz", x_train=rgba, y_train=Y)
+    builders.prepare("clear", tmp_path / "a.npz", tmp_path)
+    config = DataConfig("clear", "label", (0,), (1,), directory=str(tmp_path))
+    assert (np.asarray(pipeline.load(config, "train").image(0)) == 255).all()
+
+
+@pytest.mark.parametrize("name", REFUSED_LAYOUTS)
+def test_arrays_that_cannot_be_meant_are_refused_in_one_line(tmp_path, name):
+    arrays, message = REFUSED_LAYOUTS[name]
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        packed.read({"": tmp_path / "a.npz"})
 
 
 def test_residuals_are_restored_bit_for_bit():

@@ -128,21 +128,24 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
 
 
 def _report(folder: Path) -> None:
-    from train import report
+    from train import report, run_folder
 
+    run_folder.check(folder)
     path = report.write(folder)
     print(report.table_text(report.summary(report.load(folder))))
     print(f"\nReport: {path}")
 
 
 def _table(name: str) -> None:
-    from train import config_file, grid_table, tables
+    from train import config_file, grid_table, run_folder, tables
     from train.config import Transfer
     from train.grid import Grid
 
     configs = [
         one for path in sorted(Path("configs").glob(f"{name}_*.py")) for one in config_file.points(path).values()
     ]
+    for config in configs:
+        run_folder.check(Path(config.runs_directory) / config.name)
     for kind, module in ((Transfer, tables), (Grid, grid_table)):
         if found := [module.gather(config) for config in configs if isinstance(config, kind)]:
             print("\n\n".join(module.text(table) for table in found))

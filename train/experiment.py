@@ -16,7 +16,7 @@ from train.config import Experiment, ProbeConfig
 from train.data import pipeline
 from train.evaluation import evaluate
 from train.features import extract
-from train.run_folder import provenance, write_json
+from train.run_folder import ARRAYS_HASH, file_hash, provenance, write_json
 from train.watchdog import Watchdog
 from vcreg_jax import Sites
 
@@ -68,6 +68,7 @@ def _train_and_probe(config: Experiment, arm: str, sites: Sites, seed: int, dire
         validation_accuracy=found.validation_accuracy,
     )
     result = {
+        ARRAYS_HASH: file_hash(directory / "features.npz"),
         "superclass_accuracy": test["accuracy"],
         "probe_accuracy": found.test_accuracy,
         "effective_rank": float(vc.metrics.effective_rank(train_features)),

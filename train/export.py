@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from train import json_files
 from train.convert import convert, load_checkpoint
 from train.run_folder import versions, write_json
 from train.step import Normalize, split
@@ -105,8 +106,8 @@ def load(folder: Path) -> Run:
     name, model = load_checkpoint(folder / "checkpoints")
     top = folder.absolute().parents[1]
     about = [top / file for file in ("experiment.json", "pretraining.json") if (top / file).is_file()]
-    config = json.loads((top / "config.json").read_text())
-    return Run(folder, name, model, config, json.loads(about[0].read_text()) if about else {})
+    config = json_files.read(top / "config.json")
+    return Run(folder, name, model, config, json_files.read(about[0]) if about else {})
 
 
 def image_shape(run: Run, size: int | None = None) -> tuple[int, int, int]:
@@ -154,7 +155,7 @@ def read_program(folder: Path) -> jax.export.Exported:
     Raises:
       ValueError: where the present jax cannot run it, with the version that wrote it.
     """
-    about, path = json.loads((folder / PROGRAM).read_text()), folder / FILES["stablehlo"]
+    about, path = json_files.read(folder / PROGRAM), folder / FILES["stablehlo"]
     try:
         program = jax.export.deserialize(bytearray(path.read_bytes()))
         version = program.calling_convention_version  # jax itself does not look at it
@@ -177,9 +178,9 @@ def card(run: Run, target: Path) -> str:
     """The README.md that tells what the files in `target` are, how they came about, and how to load them."""
     train, arm = run.config["train"], run.folder.absolute().parent.name
     data, result = train["data"], run.folder / "result.json"
-    metrics = json.loads(result.read_text()) if result.is_file() else {}
+    metrics = json_files.read(result) if result.is_file() else {}
     classes, channels = run.model.head.kernel.shape[-1], len(data["mean"])
-    about = json.loads(found.read_text()) if (found := target / PROGRAM).is_file() else {}
+    about = json_files.read(found) if (found := target / PROGRAM).is_file() else {}
     words = {"name": run.name, "classes": classes, "channels": channels}
     words |= {"shape": tuple(about.get("image_shape", ())), "jax": about.get("jax", "of an unknown version")}
     loading = [

@@ -11,11 +11,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from train import json_files
 from train.config import TrainConfig
 from train.data.pipeline import Split
 from train.evaluation import Predict, Trained, device_batches
 from train.mesh import host_rows
-from train.run_folder import as_json, write_json
+from train.run_folder import as_json, file_hash, write_json
 from train.step import weights_to_use
 
 _FILES = ("features.bin", "labels.bin")
@@ -79,16 +80,16 @@ def _write(place: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]], descri
             rows, width = rows + len(arrays[0]), arrays[0].shape[1]
     if is_first:
         hashes = [digest.hexdigest() for digest in digests]
-        write_json(place / "index.json", {"shape": [rows, width], "sha256": hashes, **described})
+        write_json(place / "index.json", {"shape": [rows, width], "files_sha256": hashes, **described})
     multihost_utils.sync_global_devices(place.name)
 
 
 def _opened(place: Path, described: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     try:
-        index = json.loads((place / "index.json").read_text())
+        index = json_files.read(place / "index.json")
         rows, width = index.pop("shape")
-        hashes = index.pop("sha256")
-        there = [_file_hash(place / name) for name in _FILES]
+        hashes = index.pop("files_sha256")
+        there = [file_hash(place / name) for name in _FILES]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{place} cannot be read ({error}). Delete it, and features are computed anew.") from None
     if index != described or there != hashes:
@@ -97,11 +98,6 @@ def _opened(place: Path, described: dict[str, Any]) -> tuple[np.ndarray, np.ndar
         )
     features = np.memmap(place / _FILES[0], np.float32, "r", shape=(rows, width))
     return features, np.memmap(place / _FILES[1], np.int32, "r", shape=(rows,))
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _described(trained: Trained, train: TrainConfig, data: Split) -> dict[str, Any]:

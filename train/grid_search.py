@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import math
 import statistics
 import time
@@ -14,7 +13,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from train import grid, hosts, resume, targets
+from train import grid, hosts, json_files, resume, targets
 from train import mesh as meshes
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
@@ -98,9 +97,7 @@ def checked(config: Grid) -> dict[str, Any]:
             raise ValueError(f"An arm needs a name other than {BASELINE!r}, an alpha and a beta, got {arm!r}: {own}.")
         if not any(isinstance(reg, VCReg) for reg in vars(own.sites).values()):
             raise ValueError(f"A grid of strengths needs a VCReg among the sites of {arm!r}, got {own.sites}.")
-    for name, target in config.targets.items():
-        targets.check(name, target)
-    splits = []
+    splits = [split for name, target in config.targets.items() for split in targets.check(name, target)]
     for train in (config.search, config.train):
         splits += [_checked(config, train), *(pipeline.load(train.data, split) for split in ("validation", "test"))]
     return hosts.description(config, splits)
@@ -135,13 +132,20 @@ def _results(config: Grid, train: TrainConfig, settings: Sequence[Setting], fold
             path.parent.mkdir(parents=True, exist_ok=True)
             states = _trained(config, train, sites, full, path.parent)
             results = _evaluated(config, train, sites, full, states, folder.name, len(own))
-            last = json.loads((path.parent / LOSSES).read_text().splitlines()[-1])["losses"]
+            last = _last_losses(path.parent / LOSSES, train.steps)
             write_json(path, [one | {"training_loss": loss} for one, loss in zip(results, last, strict=False)])
-        here = json.loads(path.read_text())
+        here = json_files.read(path)
         if [{name: result.get(name) for name in asdict(own[0])} for result in here] != [asdict(s) for s in own]:
             raise ValueError(f"{path} is of other settings. Delete {folder} and run the config again.")
         found += here
     return found
+
+
+def _last_losses(path: Path, steps: int) -> list[float]:
+    *_, last = json_files.read_lines(path.read_text(), path)
+    if last["step"] != steps:
+        raise ValueError(f"{path} ends at step {last['step']} of {steps}. Delete its folder and run the config again.")
+    return last["losses"]
 
 
 def _programs(config: Grid, train: TrainConfig, settings: Sequence[Setting]) -> list[tuple[Sites, list[Setting], int]]:
@@ -182,8 +186,7 @@ def _trained(config: Grid, train: TrainConfig, sites: Sites, settings: Sequence[
             draws = grid.drawn(data, train.batch_size, settings, range(step, after))
             states, metrics = program.train(states, values, draws, images)
             losses = jax.device_get(metrics["loss"]).mean(axis=1).tolist()
-            with (directory / LOSSES).open("a") as file:
-                file.write(json.dumps({"step": after, "losses": losses}) + "\n")
+            json_files.append(directory / LOSSES, {"step": after, "losses": losses})
             shown = " ".join(f"{loss:.3f}" for loss in losses)
             print(f"{directory.parent.name}/{directory.name}, step {after} of {train.steps}: {shown}", flush=True)
             if after == train.steps or after // train.save_every > step // train.save_every:

@@ -81,16 +81,16 @@ def first_says(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
-def check_same(describe: Callable[[], Any]) -> None:
-    """Calls `describe` on the first host and then on the others, before work in which they would wait for each other.
+def check_same(describe: Callable[[], Any]) -> Any:
+    """What `describe` returns: called on the first host and then on the others, before work in which they would wait
+    for each other.
 
     Raises:
       ValueError: on every host the same, if it raises ValueError or OSError on one, or does not return the same
         JSON on all.
     """
     if jax.process_count() == 1:
-        describe()
-        return
+        return describe()
     found = _attempt(describe) if is_first() else {}
     multihost_utils.sync_global_devices("the first host writes what the others find")
     first, *others = everyones = _gathered(found or _attempt(describe))
@@ -102,15 +102,16 @@ def check_same(describe: Callable[[], Any]) -> None:
                 "All hosts of a run need the same config, code and data. "
                 f"Of host {host} (there) and host 0 (here) differ: {'; '.join(lines.values())}."
             )
+    return first["same"]
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, config: Any, checked: Callable[[], Any]) -> Iterator[None]:
     """Keeps the folder to this run, once `checked` has found the config in order and the same on all hosts; raises as
     `check_same`."""
-    check_same(checked)
+    found = check_same(checked)
     with contextlib.ExitStack() as ours:
-        check_same(lambda: ours.enter_context(claim(folder, config)))
+        check_same(lambda: ours.enter_context(claim(folder, config, found["data"])))
         yield
 
 
@@ -123,13 +124,12 @@ def unfinished(folder: Path, arms: Iterable[str], seeds: Iterable[int]) -> Itera
 
 
 def description(config: Any, data: Sequence[Split]) -> dict[str, Any]:
-    """What must be the same on all hosts: config, code, versions, and the data as far as that is cheap to tell."""
-    code = {"sources": sources(), **software()["versions"]}
-    return {
-        "config": as_json(config),
-        "code": code,
-        "data": {split.selection.name: split.selection.fingerprint() for split in data},
-    }
+    """What must be the same on all hosts: config, code, versions, and the data."""
+    code, prints = {"sources": sources(), **software()["versions"]}, dict[str, str]()
+    for split in data:  # of which one may come more than once, with other labels
+        name, fingerprint = split.selection.name, split.selection.fingerprint()
+        prints[name] = " ".join(dict.fromkeys([*prints.get(name, "").split(), fingerprint]))
+    return {"config": as_json(config), "code": code, "data": prints}
 
 
 def _attempt(describe: Callable[[], Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import datetime
 import errno
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from train import json_files
 from train.config import TrainConfig
 from train.tensorboard import TensorBoard
 from train.watchdog import Watchdog
@@ -68,14 +68,19 @@ class MetricsFile:
         self._path, self._board = path, None
         if jax.process_index() != 0:
             return
-        whole, _, _torn = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
-        kept = [line for line in whole.splitlines() if json.loads(line)["step"] < start_step]
+        whole, _, _torn = path.read_text(errors="replace").rpartition("\n") if path.exists() else ("", "", "")
+        lines = json_files.read_lines(whole, path)
+        kept = [line for line in lines if line.get("step", 0) < start_step]
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
+        self._hash, written = "", []
+        for line in kept:
+            text, self._hash = json_files.line(line, self._hash)
+            written.append(text)
+        partial.write_bytes(b"".join(written))
         partial.replace(path)
         self._size, self._unwritten = path.stat().st_size, b""
         if tensorboard:
-            self._board = TensorBoard(path.parent / "tensorboard", map(json.loads, kept))
+            self._board = TensorBoard(path.parent / "tensorboard", kept)
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Appends one line; metrics may still be on the device."""
@@ -98,7 +103,8 @@ class MetricsFile:
         if self._board is not None:
             self._board.write(line)
             self._board.flush()
-        self._unwritten += json.dumps(line).encode() + b"\n"
+        text, self._hash = json_files.line(line, self._hash)
+        self._unwritten += text
         try:
             with self._path.open("r+b") as file:
                 file.truncate(self._size)  # what a write left that did not come to its end

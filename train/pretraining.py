@@ -1,12 +1,11 @@
 """Pretraining: train under every arm with every seed, and say how well each does on validation images."""
 
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from train import hosts, loop
+from train import hosts, json_files, loop
 from train.config import Pretraining
 from train.data import pipeline
 from train.run_folder import provenance, write_json
@@ -47,7 +46,7 @@ def table(config: Pretraining, folder: Path) -> str:
     lines = [f"{'':{width}}  validation accuracy" + (f"   the paper: {config.paper}" if config.paper else "")]
     for arm in config.arms:
         files = [folder / arm / f"seed{seed}" / "result.json" for seed in config.seeds]
-        values = [100 * json.loads(file.read_text())["validation_accuracy"] for file in files]
+        values = [100 * json_files.read(file)["validation_accuracy"] for file in files]
         spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         lines.append(f"{arm:{width}}  {statistics.mean(values):.2f}{spread} % (n = {len(values)})")
     return "\n".join(lines)

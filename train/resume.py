@@ -45,6 +45,6 @@ def check(step: int, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 _REASONS = {
     "train.batch_size": "the order of the images goes by the global batch",
     "seed": "all random draws go by the seed",
-    "data": "the images or their labels have changed",
+    "data": "the images or their labels have changed, or an older version saved it",
 }
 _SURROUNDINGS = ("mesh", "hardware", "versions", "commit")

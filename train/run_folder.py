@@ -4,36 +4,52 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
-import json
+import hashlib
 import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from train import json_files
 from train.provenance import commit, hardware
 
 Field = tuple[str, ...]  # where a value stands in a config, key by key: a key may hold a dot
 
 # What is said about a run, where it runs and how it is stored. More seeds may be added to a finished run.
 _FREE = ("seeds", "title", "paper", "notes", "runs_directory", "train.mesh", "train.checkpoints", "train.save_every")
+ARRAYS_HASH = "features_sha256"  # what `result.json` knows of the features.npz beside it
+_WRITTEN = (
+    "config",
+    "data",
+    "experiment",
+    "pretraining",
+    "transfer",
+    "grid",
+    "tuning",
+    "result",
+    "analysis",
+    "figure1",
+)
+_WRITTEN = tuple(f"{name}.json" for name in _WRITTEN)
 _FREE += ("train.hang_seconds", "train.tensorboard")
 _FREE += tuple(f"train.data.{name}" for name in ("directory", "reader_threads", "reader_processes"))
 
 
 @contextlib.contextmanager
-def claim(folder: Path, config: Any) -> Iterator[None]:
-    """Keeps the folder to this process, with the config in `config.json`.
+def claim(folder: Path, config: Any, data: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Keeps the folder to this process, with the config in `config.json` and the data's fingerprints in `data.json`.
 
     Weights of regularizers may change as long as no run of their arm is finished, with a line on stderr that says so.
 
     Raises:
-      ValueError: when another process writes to it, or another config has made it, saying where they differ.
+      ValueError: when another process writes to it, or another config or other data have made it, saying where they
+        differ.
     """
     if jax.process_index() != 0:
         yield  # the first host speaks for all
@@ -41,6 +57,7 @@ def claim(folder: Path, config: Any) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         _check_config(folder, as_json(config))
+        _check_data(folder / "data.json", data or {})
         yield
 
 
@@ -67,7 +84,7 @@ def _check_config(folder: Path, described: Any) -> None:
     path = folder / "config.json"
     if not path.exists():
         return write_json(path, described)
-    changes = differences(json.loads(path.read_text()), described)
+    changes = differences(json_files.read(path), described)
     changes = {field: change for field, change in changes.items() if not is_free(field)}
     weights = {field for field in changes if is_weight(field) and not _finished(folder, field[1])}
     if refused := [change for field, change in changes.items() if field not in weights]:
@@ -77,6 +94,18 @@ def _check_config(folder: Path, described: Any) -> None:
     for field in sorted(weights):
         print(f"warning: {folder} goes on with another weight ({changes[field]}).", file=sys.stderr)
     write_json(path, described)
+
+
+def _check_data(path: Path, data: Mapping[str, str]) -> None:
+    """Of splits that were used before, the images and labels must be those that were used then."""
+    saved = json_files.read(path) if path.exists() else {}
+    if other := [name for name in data if saved.get(name, data[name]) != data[name]]:
+        raise ValueError(
+            f"{path.parent} holds runs on other images or labels of {', '.join(other)}. Put back the data that they "
+            "were trained on, or give another --name."
+        )
+    if data.keys() - saved.keys():
+        write_json(path, saved | dict(data))
 
 
 def _finished(folder: Path, arm: str) -> bool:
@@ -134,6 +163,30 @@ def write_json(path: Path, value: Any) -> None:
     """Writes the file whole or not at all; of several hosts the first does."""
     if jax.process_index() != 0:
         return
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
+    json_files.write(path, value)
+
+
+def check(folder: Path) -> None:
+    """Compares what a run folder's files say with the hashes that they have.
+
+    Raises:
+      ValueError: naming the first that is not what was written.
+    """
+    for path in sorted(folder.rglob("*.json")):
+        if path.name in _WRITTEN:
+            found = json_files.read(path)
+            _check_arrays(path.with_name("features.npz"), found if isinstance(found, dict) else {})
+    for path in sorted(folder.rglob("*.jsonl")):
+        json_files.read_lines(path.read_text(encoding="utf-8", errors="replace"), path)
+
+
+def _check_arrays(path: Path, result: dict[str, Any]) -> None:
+    known = result.get(ARRAYS_HASH)
+    if known and (not path.is_file() or file_hash(path) != known):
+        raise ValueError(f"{path} is not what was written. Delete its folder's result.json, and it is made anew.")
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,12 +1,11 @@
 """The config of a run folder, from its `config.json` back to the types of which it was made."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import vcreg_jax as vc
-from train import augment, config
+from train import augment, config, json_files
 
 
 def load(folder: Path) -> config.Experiment | config.Pretraining | config.Transfer:
@@ -18,7 +17,7 @@ def load(folder: Path) -> config.Experiment | config.Pretraining | config.Transf
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing: give the folder of a run, such as runs/digits.")
-    found = _revived(json.loads(path.read_text()), path)
+    found = _revived(json_files.read(path), path)
     if not isinstance(found, config.Experiment | config.Pretraining | config.Transfer):
         raise ValueError(f"{path} is of a {type(found).__name__}, which trains no network on images.")
     return found

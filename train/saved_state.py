@@ -8,7 +8,6 @@ Orbax restores a flipped bit without a word; what is read here is what was saved
 
 import contextlib
 import gc
-import hashlib
 import json
 import logging
 import re
@@ -24,6 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from train.content_hash import content_hashes, differing
+from train.json_files import text_hash
 
 Arrays = Mapping[str, Any]  # by path; arrays, or shapes and dtypes with shardings
 
@@ -40,7 +40,7 @@ def described(arrays: Mapping[str, jax.Array], validation: Mapping[str, float], 
         "validation": dict(validation),
         "run": dict(run),
     }
-    return about | {"sha256": _text_hash(about)}
+    return about | {"sha256": text_hash(about)}
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     file = folder / "about" / "metadata"
     try:
         about = json.loads(file.read_text())
-        text_hash = about.pop("sha256")
-        if text_hash == _text_hash(about):
+        saved_hash = about.pop("sha256")
+        if saved_hash == text_hash(about):
             return about
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointCorruptError(f"{file} cannot be read: {first_line(error)}.") from error
@@ -141,10 +141,6 @@ def _read_by_orbax(folder: Any, wanted: Arrays) -> dict[str, jax.Array]:
             reason = f"{folder} cannot be read: {first_line(error.__cause__ or error)}."
         gc.collect()  # what is left of the other arrays
     raise CheckpointCorruptError(reason)
-
-
-def _text_hash(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ NAMES = ("train", "validation", "test")
 FeaturesOf = Callable[[pipeline.Split], tuple[np.ndarray, np.ndarray]]  # features (n, d) and labels (n,), in order
 
 
-def check(name: str, target: Target) -> None:
-    """Whether the data are there and of the protocol's sizes.
+def check(name: str, target: Target) -> list[pipeline.Split]:
+    """The target's splits, which are there and of the protocol's sizes.
 
     Raises:
       ValueError: naming the target, for data or a label that are not there, and for other numbers of images.
@@ -33,6 +33,7 @@ def check(name: str, target: Target) -> None:
             f"{name}: the protocol has {target.images} images to train, validate and test, the data set "
             f"{target.data.name} {found}. Prepare it from its owner's files, or leave `images` out."
         )
+    return list(loaded.values())
 
 
 def validated(target: Target, features_of: FeaturesOf) -> dict[str, Any]:

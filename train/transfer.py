@@ -1,7 +1,6 @@
 """Transfer: pretrain under every arm with every seed, then probe the frozen features on every target."""
 
 import functools
-import json
 import sys
 import time
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from train import hosts, loop, targets
+from train import hosts, json_files, loop, targets
 from train.config import Candidate, TrainConfig, Transfer
 from train.data import pipeline
 from train.evaluation import Trained, evaluate
@@ -56,9 +55,10 @@ def _checked(config: Transfer) -> dict[str, Any]:
     for candidates in config.arms.values():
         for candidate in candidates:
             loop.prepare(_recipe(config.train, candidate), candidate.sites)
+    splits = [pipeline.load(config.train.data, split) for split in targets.NAMES]
     for name, target in config.targets.items():
-        targets.check(name, target)
-    return hosts.description(config, [pipeline.load(config.train.data, split) for split in targets.NAMES])
+        splits += targets.check(name, target)
+    return hosts.description(config, splits)
 
 
 def _recipe(train: TrainConfig, candidate: Candidate) -> TrainConfig:
@@ -81,7 +81,7 @@ def _chosen(config: Transfer, arm: str, folder: Path) -> Candidate:
         if not hosts.first_says(path.exists()):
             write_json(path, _validated(config, arm, candidate, path.parent))
             hosts.first_says(True)  # that it is written
-        found = json.loads(path.read_text())["targets"]
+        found = json_files.read(path)["targets"]
         scores.append(float(np.mean([found[name]["validation_accuracy"] for name in config.targets])))
     best = int(np.argmax(scores))
     write_json(folder / "tuning.json", {"mean_validation_accuracy": scores, "chosen": best})

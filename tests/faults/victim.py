@@ -74,7 +74,7 @@ class Victim:
     def metrics(self) -> list[dict]:
         """What was logged, without times and warnings, in the order of steps."""
         kept = [line for line in self.lines() if line["split"] != "warning"]
-        measured = ("time", "data_wait", "images_per_second")
+        measured = ("time", "data_wait", "images_per_second", "sha256")
         plain = [{name: value for name, value in line.items() if name not in measured} for line in kept]
         return sorted(plain, key=lambda line: (line["step"], line["split"]))
 

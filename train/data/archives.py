@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-LARGEST_FILE = 2**30  # bytes of one image or list of labels; more is no such thing
+LARGEST_FILE = 2**28  # bytes of one image or list of labels; more is no such thing
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
+_READS_BEYOND = 16
+DEEPEST = 3  # archives in archives
 _GZIP = b"\x1f\x8b"
 
 Read = Callable[[], bytes]  # the contents; to be called before the next file is asked for
@@ -70,10 +72,27 @@ def _compressed(path: Path) -> bool:
         return file.read(2) == _GZIP
 
 
+class _Ending:
+    """A file whose end is an error: `tarfile` would go on to ask for bytes that a size of the archive claims."""
+
+    def __init__(self, file: Any):
+        self._file, self._beyond = file, 0
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; the first times at the end none, with which an archive without padding ends."""
+        found = self._file.read(size)
+        self._beyond = 0 if found else self._beyond + 1
+        if self._beyond > _READS_BEYOND:
+            raise EOFError("it is shorter than it claims to be")
+        return found
+
+
 def _members(file: Any, archive: str) -> Iterator[tuple[str, Read]]:
+    if archive.count("/") >= DEEPEST:  # the names of archives in archives
+        raise ValueError(f"The archive {archive} lies in too many archives, more than {DEEPEST}. It is refused.")
     compressed = file.peek(2)[:2] == _GZIP
     stream = gzip.GzipFile(fileobj=file) if compressed else file
-    with _told_of(archive), tarfile.open(fileobj=stream, mode="r|") as tar:
+    with _told_of(archive), tarfile.open(fileobj=_Ending(stream), mode="r|") as tar:
         for member in tar:
             name = _checked(member, archive)
             if name and name.endswith(ARCHIVES):
@@ -89,7 +108,7 @@ def _members(file: Any, archive: str) -> Iterator[tuple[str, Read]]:
 def _told_of(archive: str) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, OverflowError, MemoryError) as error:
         raise ValueError(f"The archive {archive} is broken or cut short: {error}.") from error
 
 
@@ -100,6 +119,10 @@ def _checked(member: tarfile.TarInfo, archive: str) -> str | None:
         raise ValueError(f"The archive {archive} has a path that leads out of it: {member.name!r}. It is refused.")
     if not (member.isreg() or member.isdir()):
         raise ValueError(f"The archive {archive} has a link or a device: {member.name!r}. It is refused.")
+    if member.issparse() or member.size < 0:
+        raise ValueError(
+            f"The archive {archive} has a file of which parts are left out: {member.name!r}. It is refused."
+        )
     return path.as_posix() if member.isreg() else None
 
 

@@ -6,13 +6,14 @@ order. The latter is the same wherever the same images are prepared; the files a
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from train import json_files
 
 FILE = "hashes.json"
 _THREADS = 8
@@ -36,10 +37,7 @@ class Content:
 def write(folder: Path, splits: Mapping[str, str]) -> None:
     """Writes the hashes of all files in `folder`, with those of the splits' contents; whole or not at all."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != FILE)
-    partial = folder / f"{FILE}.partial"
-    known = {"files": _of_files(folder, names), "splits": dict(splits)}
-    partial.write_text(json.dumps(known | {"sha256": _of_text(known)}, indent=1))
-    partial.replace(folder / FILE)
+    json_files.write(folder / FILE, {"files": _of_files(folder, names), "splits": dict(splits)})
 
 
 def check(folder: Path, split: str | None = None) -> str:
@@ -52,17 +50,15 @@ def check(folder: Path, split: str | None = None) -> str:
     """
     mend = f"Delete {folder} and prepare the data set again."
     try:
-        known = json.loads((folder / FILE).read_text())
+        known = json_files.read(folder / FILE)
         files, splits = dict(known["files"]), dict(known["splits"])
-        if known.pop("sha256") != _of_text(known):
-            raise ValueError("it is not what was written")
         wanted = [name for name in files if _split_of(name, splits) == split]
         missing = [name for name in wanted if not (folder / name).is_file()]
         unknown = [path.name for path in folder.glob("labels-*.npz") if path.name not in files]
         there = _of_files(folder, [name for name in wanted if name not in missing])
         content = splits[split] if split is not None else ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / FILE} cannot be read ({type(error).__name__}: {error}). {mend}") from None
+        raise ValueError(f"{folder / FILE} cannot be used ({type(error).__name__}: {error}) {mend}") from None
     if damaged := [name for name in wanted if there.get(name) != files[name]] + unknown:
         raise ValueError(f"{folder} holds other bytes than were written, in {', '.join(damaged)}. {mend}")
     return content
@@ -78,10 +74,6 @@ def _of_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     paths = {name: folder / name for name in names}
     with ThreadPoolExecutor(_THREADS) as threads:
         return dict(zip(paths, threads.map(_of_file, paths.values()), strict=True))
-
-
-def _of_text(known: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def _of_file(path: Path) -> str:

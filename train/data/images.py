@@ -12,7 +12,11 @@ from PIL import ExifTags, Image, ImageOps
 Policy = Literal["raise", "skip", "convert"]
 
 PLAIN_MODES = {1: "L", 3: "RGB"}
+# Those that image data sets come in. Pillow knows more, of which some, such as EPS, start other programs.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+LONGEST = 200  # sides that the longer one may have of the shorter: resized to 256 pixels, 2 x 30,000 would be a billion
 # Pillow refuses at twice its limit and warns at once it; here both are bad images.
+warnings.filterwarnings("ignore", module="PIL")  # of EXIF and TIFF entries, a line for every image
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
@@ -29,19 +33,32 @@ def read(encoded: bytes, channels: int, policy: Policy) -> Image.Image:
     Raises:
       BadImageError: where `encoded` cannot be decoded and, unless `policy` is "convert", where it has a `flaw`.
     """
-    image = _decoded(encoded)
-    found = flaw(image, channels)
-    if found and policy != "convert":
-        raise BadImageError(found)
-    return _plain(image, channels) if found else image
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        if max(image.size) > LONGEST * min(image.size):
+            raise BadImageError(f"{image.width} x {image.height}: one side over {LONGEST} times the other")
+        image.load()
+        found = flaw(image, channels)
+        if found and policy != "convert":
+            raise BadImageError(found)
+        return _plain(image, channels) if found else image
+    except BadImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImageError(f"decompression bomb: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise BadImageError(f"not an image of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:  # of a damaged file decoders raise OSError, SyntaxError, struct.error, TypeError, ...
+        raise BadImageError(f"cannot be decoded: {error}") from error
 
 
 def flaw(image: Image.Image, channels: int) -> str:
     """In what way a decoded image is not plain, empty if it is: 8 bits, the right channels, upright, 2x2 or more."""
-    rotated = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    orientation = _orientation(image)
     flaws = {
         "1x1": max(image.size) == 1,
-        "rotated by EXIF": rotated,
+        "rotated by EXIF": orientation not in (0, 1, None),
+        "damaged EXIF": orientation is None,
         "palette with alpha": image.mode == "P" and image.has_transparency_data,
         "palette": image.mode == "P" and not image.has_transparency_data,
         "alpha": image.mode != "P" and image.has_transparency_data,
@@ -66,28 +83,17 @@ def png(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _decoded(encoded: bytes) -> Image.Image:
+def _orientation(image: Image.Image) -> int | None:
+    """As EXIF has it, None where that is damaged: the pixels may be whole."""
     try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImageError(f"decompression bomb: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        raise BadImageError("not an image") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        OverflowError,
-        MemoryError,
-    ) as error:  # decoders raise all these
-        raise BadImageError(f"cannot be decoded: {error}") from error
-    return image
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # SyntaxError, struct.error, AttributeError, ... by what is damaged
+        return None
 
 
 def _plain(image: Image.Image, channels: int) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    if _orientation(image) not in (0, 1, None):
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):

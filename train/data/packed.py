@@ -18,6 +18,8 @@ import numpy as np
 
 from train.data.sources import SPLIT_OF_FOLDER, Contents, Images, in_memory
 
+CHANNELS = (1, 3, 4)  # grey, colour, colour and opacity
+MOST_CLASSES = 1_000_000
 Arrays = dict[str, np.ndarray]
 SAME = {"x": "images", "data": "images", "y": "labels", "targets": "labels"}
 
@@ -32,15 +34,58 @@ def read(paths: dict[str, Path]) -> Contents:
     class_names: dict[str, list[str]] = {}
     for split, path in paths.items():
         fields = _load(path)
-        class_names |= {f"{name[:-5]}label": list(map(str, fields[name])) for name in fields if name.endswith("names")}
+        class_names |= _names(fields)
         for found, of_split in _by_split(fields).items():
             if "labels" not in of_split or not of_split.keys() & {"images", "resid", "bytes"}:
                 raise ValueError(f"{path} needs images and labels, such as x_train and y_train; it has {list(fields)}.")
-            splits |= _tables(split or found, of_split)
-    for field in next(iter(splits.values()))[1]:
-        most = max(int(labels[field].max()) for _, labels in splits.values())
-        class_names.setdefault(field, [str(label) for label in range(most + 1)])
-    return in_memory(class_names, splits)
+            try:
+                splits |= _tables(split or found, of_split)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            except Exception as error:  # arrays of other shapes and types than their names promise
+                raise ValueError(f"{path} is of none of the forms that are read ({error!r}).") from error
+    labels_of = {field: [labels[field] for _, labels in splits.values()] for field in next(iter(splits.values()))[1]}
+    for field, labels in labels_of.items():
+        if labels[0].dtype.kind == "U":  # names in place of numbers
+            class_names[field] = np.unique(np.concatenate(labels)).tolist()
+        elif field not in class_names:
+            most = max((int(values.max()) for values in labels if values.size), default=0)
+            if most >= MOST_CLASSES:
+                raise ValueError(f"{field}: labels must be below {MOST_CLASSES:,}, got {most:,}.")
+            class_names[field] = [str(label) for label in range(most + 1)]
+    index = {field: {name: label for label, name in enumerate(class_names[field])} for field in labels_of}
+    numbered = {
+        split: (images, {field: _numbers(values, index[field]) for field, values in labels.items()})
+        for split, (images, labels) in splits.items()
+    }
+    return in_memory({field: class_names[field] for field in labels_of}, numbered)
+
+
+def _names(fields: Arrays) -> dict[str, list[str]]:
+    """Class names by field: `names`, `class_names` and `label_names` are those of `labels`."""
+    same = {"names": "label", "class_names": "label", "label_names": "label"}
+    return {
+        same.get(name, f"{name[:-5]}label"): list(map(str, fields[name].reshape(-1)))
+        for name in fields
+        if name.endswith("names")
+    }
+
+
+def _numbers(labels: np.ndarray, index: dict[str, int]) -> np.ndarray:
+    return np.array([index[name] for name in labels.tolist()], int) if labels.dtype.kind == "U" else labels
+
+
+def _labels(values: np.ndarray, name: str) -> np.ndarray:
+    """Whole numbers or names, (n,)."""
+    values = values.reshape(-1)
+    if values.dtype.kind == "S":
+        values = np.char.decode(values, "utf-8")
+    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.rint(values)).all():
+        values = values.astype(np.int64)
+    if values.dtype.kind not in "buiU":
+        some = values[:3].tolist()
+        raise ValueError(f"{name} must be whole numbers or names, got {values.dtype} such as {some}.")
+    return values
 
 
 def residuals(planes: np.ndarray) -> np.ndarray:
@@ -71,7 +116,7 @@ def _load(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # BadZipFile, EOFError, KeyError, zlib.error, ... by what is damaged
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
@@ -88,7 +133,7 @@ def _by_split(fields: Arrays) -> dict[str, Arrays]:
 
 def _tables(split: str, fields: Arrays) -> dict[str, tuple[Images, Arrays]]:
     images = _images(fields)
-    labels = {name.removesuffix("s"): fields[name].reshape(-1) for name in fields if name.endswith("labels")}
+    labels = {name.removesuffix("s"): _labels(fields[name], name) for name in fields if name.endswith("labels")}
     if "is_test" not in fields:
         return {split: (images, labels)}
     rows = {"train": np.flatnonzero(fields["is_test"] == 0), "test": np.flatnonzero(fields["is_test"])}
@@ -101,7 +146,15 @@ def _tables(split: str, fields: Arrays) -> dict[str, tuple[Images, Arrays]]:
 def _images(fields: Arrays) -> Images:
     if "images" in fields:
         images = fields["images"]
-        return images[..., None] if images.ndim == 3 else images
+        images = images[..., None] if images.ndim == 3 else images
+        if images.ndim == 4 and images.shape[1] in CHANNELS and images.shape[3] not in CHANNELS:
+            images = images.transpose(0, 2, 3, 1)  # as PyTorch keeps them
+        if images.ndim != 4 or images.shape[3] not in CHANNELS or images.dtype != np.uint8:
+            raise ValueError(
+                "images must be uint8 (n, h, w), (n, h, w, c) or (n, c, h, w) with 1, 3 or 4 channels, got "
+                f"{fields['images'].dtype} {fields['images'].shape}."
+            )
+        return images
     if "resid" in fields:
         planes = restored(fields["resid"])
         if len(planes) == 1:

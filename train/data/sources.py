@@ -5,6 +5,8 @@ as arrays are made into PNG. No pickle is ever loaded.
 """
 
 import gzip
+import io
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -12,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.archives import Files
+from train.data.archives import LARGEST_FILE, Files
 from train.data.images import png
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -123,6 +125,7 @@ def in_memory(
             yield Example(f"{name}/{index}", encoded, {field: int(values[index]) for field, values in labels.items()})
 
     height, width, channels = shapes.pop() if len(shapes) == 1 else (None, None, 3)
+    channels = min(channels, 3)  # opacity is shown over white
     return Contents(class_names, {name: lambda name=name: split(name) for name in splits}, (height, width, channels))
 
 
@@ -142,10 +145,13 @@ def idx(encoded: bytes) -> np.ndarray:
     Raises:
       ValueError: for anything else.
     """
-    values = gzip.decompress(encoded)
-    if values[:3] != b"\0\0\x08":
+    try:
+        values = gzip.GzipFile(fileobj=io.BytesIO(encoded)).read(LARGEST_FILE + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"an IDX file is damaged: {error}") from error
+    if values[:3] != b"\0\0\x08" or not 4 + 4 * values[3] <= len(values) <= LARGEST_FILE:
         raise ValueError("not an IDX file of bytes")
-    shape = np.frombuffer(values, ">u4", count=values[3], offset=4)
+    shape = np.frombuffer(values, ">u4", count=values[3], offset=4).astype(np.int64)
     return np.frombuffer(values, np.uint8, offset=4 + 4 * values[3]).reshape(shape)
 
 
