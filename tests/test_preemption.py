@@ -32,7 +32,7 @@ with ends_at_once():
 """
 
 
-def _ended(moment, signals):
+def _ended(moment, signals, number=signal.SIGTERM):
     """Exit status and stderr of a process that is given a signal for each delay of `signals`, in seconds."""
     command = [sys.executable, "-c", PROGRAM, moment]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -40,7 +40,7 @@ def _ended(moment, signals):
         assert process.stdout.readline() == "ready\n"
         for delay in signals:
             time.sleep(delay)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
         out, error = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -61,6 +61,13 @@ def test_sigterm_ends_with_status_143(moment, signals, said):
     status, error = _ended(moment, signals)
     assert status == 143
     assert said in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_the_key_of_a_terminal_and_its_end_do_the_same(number):
+    status, error = _ended("between steps", [0.1], number)
+    assert status == 143
+    assert "a checkpoint at the next step" in error
 
 
 OF_TWO = """

@@ -278,6 +278,7 @@ def test_bad_images_are_counted_and_named_and_none_is_lost_in_silence(tmp_path, 
     main(["prepare", "pets", "--from", str(tmp_path / "pets"), "--directory", str(tmp_path), "--bad-images", policy])
     text = capsys.readouterr().out
     log = json.loads((tmp_path / "pets" / "1.0.0" / "bad_images.json").read_text())
+    assert log.pop(0)["file"] == "notes.txt"  # which is no image, and named all the same
     assert len(log) == bad and sum(not entry["kept"] for entry in log) == left_out
     assert all(f"train/cat/{number:02d}.jpg" in text for number in range(bad))
     for kind in [*CONVERTIBLE, *UNREADABLE]:

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 import time
@@ -45,3 +46,21 @@ def test_a_run_that_hangs_ends_with_status_one_and_says_where():
 def test_a_run_that_goes_on_and_one_that_has_ended_are_left_alone():
     done = _run("end")
     assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
+
+
+def test_a_process_that_was_stopped_for_longer_than_the_limit_goes_on_as_scontrol_suspend_has_it():
+    program = PROGRAM.replace("time.sleep(1)\n", "").replace('print("went on", flush=True)', LONG)
+    command = [sys.executable, "-c", program.replace("_LATE", "0"), "end"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "went on\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(7)
+        process.send_signal(signal.SIGCONT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+
+
+LONG = """print("went on", flush=True)
+    for step in range(100):
+        watchdog.beat(f"step {step}")
+        time.sleep(0.02)"""

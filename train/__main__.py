@@ -106,14 +106,14 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
     from train import config_file
 
     config = config_file.overridden(config_file.load(Path(arguments[0]), given.point), tuple(overrides))
-    from train import experiment, figure1, grid_search, hosts, preemption, pretraining, transfer
+    from train import experiment, figure1, grid_search, hosts, log, preemption, pretraining, transfer
     from train.config import Pretraining, Transfer
     from train.grid import Grid
     from train.two_moons import TwoMoons
 
     hosts.join(given.coordinator, given.num_processes, given.process_id)
     kinds = {Grid: grid_search, Pretraining: pretraining, Transfer: transfer, TwoMoons: figure1}
-    with preemption.ends_at_once(), hosts.errors_end_at_once():
+    with log.outliving_its_readers(), preemption.ends_at_once(), hosts.errors_end_at_once():
         folder = kinds.get(type(config), experiment).run(config, command)
         if hosts.is_first():
             match config:

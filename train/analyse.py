@@ -118,7 +118,8 @@ def analyse(checkpoint: Checkpoint, data: DataConfig, settings: vc.mine.Settings
     config = checkpoint.train
     run = loop.prepare(config, Sites())
     splits = {name: pipeline.load(data, name) for name in SPLITS}
-    own_classes = pipeline.load(config.data, "train").class_names == splits["train"].class_names
+    supervised = config.joint_embedding is None  # else the outputs are no classes
+    own_classes = supervised and pipeline.load(config.data, "train").class_names == splits["train"].class_names
     if (shape := splits["train"].eval_shape)[2] != run.data.image_shape[2]:
         raise ValueError(
             f"{checkpoint.run} was trained on {run.data.image_shape[2]} channels, {data.name} has {shape}."

@@ -1,11 +1,36 @@
 """The types of which experiments are made: every field has its unit, and its only default, here."""
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from train.augment import AugmentConfig, EvalTransformConfig, MixConfig
 from vcreg_jax import Sites
 from vcreg_jax.losses import BarlowTwins, NTXent, VICReg
+
+
+def _check(config: Any, **ranges: tuple[float, float]) -> None:
+    """Raises a ValueError for a number of `config` that is outside of its range, the ends included; None is none."""
+    for name, (low, high) in ranges.items():
+        values = getattr(config, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is not None and not low <= value <= high:  # nor is NaN
+                wanted = f"at least {low:g}" if high in (_MOST, math.inf) else f"in {low:g}..{high:g}"
+                raise ValueError(f"{type(config).__name__}.{name} must be {wanted}, got {value}.")
+
+
+def check_seeds(seeds: tuple[int, ...]) -> None:
+    """Raises a ValueError for a seed that is none, or there twice: it would count as two runs."""
+    for seed in seeds:
+        if not _SEED[0] <= seed <= _SEED[1]:
+            raise ValueError(f"A seed must lie in 0..{_SEED[1]}, got {seed}.")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"Seeds must differ, got {', '.join(map(str, seeds))}.")
+
+
+_SEED = (0, 2**32 - 1)
+_LEAST, _MOST = 5e-324, 1.7976931348623157e308  # the smallest positive float and the largest: what is finite
+_SHARE, _POSITIVE, _NOT_NEGATIVE, _COUNT = (0.0, 1.0), (_LEAST, _MOST), (0.0, _MOST), (1, math.inf)
 
 
 @dataclass(frozen=True)
@@ -34,6 +59,11 @@ class DataConfig:
     synthetic_classes: int = 1000
     synthetic_images: int = 1_281_167
 
+    def __post_init__(self):
+        _check(self, std=_POSITIVE, mean=(-_MOST, _MOST), repeats=_COUNT, long_tail=(1.0, _MOST))
+        _check(self, reader_threads=(0, 1024), reader_processes=(0, 1024), synthetic_size=_COUNT)
+        _check(self, synthetic_classes=_COUNT, synthetic_images=_COUNT)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -43,6 +73,9 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     stochastic_depth: float = 0.0  # drop rate of the last block, linear from 0 at the first
     norm_scope: Literal["global"] | int = "global"  # whose statistics batch norms take, the batch's or k groups'
+
+    def __post_init__(self):
+        _check(self, stochastic_depth=_SHARE)
 
 
 @dataclass(frozen=True)
@@ -54,6 +87,11 @@ class Cosine:
     warmup_start: float = 0.0  # share of the peak at step 0
     hold_steps: int = 1  # between changes of the rate: an epoch's where a recipe changes it once per epoch
 
+    def __post_init__(self):
+        _check(
+            self, peak_learning_rate=_NOT_NEGATIVE, warmup_steps=(0, math.inf), warmup_start=_SHARE, hold_steps=_COUNT
+        )
+
 
 @dataclass(frozen=True)
 class StepDecay:
@@ -62,6 +100,9 @@ class StepDecay:
     peak_learning_rate: float
     every_steps: int
     factor: float = 0.1
+
+    def __post_init__(self):
+        _check(self, peak_learning_rate=_NOT_NEGATIVE, every_steps=_COUNT, factor=_SHARE)
 
 
 @dataclass(frozen=True)
@@ -73,6 +114,9 @@ class AdamW:
     b1: float = 0.9
     b2: float = 0.999
 
+    def __post_init__(self):
+        _check(self, weight_decay=_NOT_NEGATIVE, b1=(0.0, 1 - 1e-12), b2=(0.0, 1 - 1e-12))
+
 
 @dataclass(frozen=True)
 class SGD:
@@ -80,6 +124,9 @@ class SGD:
 
     weight_decay: float
     momentum: float = 0.9
+
+    def __post_init__(self):
+        _check(self, weight_decay=_NOT_NEGATIVE, momentum=_SHARE)
 
 
 @dataclass(frozen=True)
@@ -90,6 +137,9 @@ class LARS:
     momentum: float = 0.9
     trust_coefficient: float = 1e-3
 
+    def __post_init__(self):
+        _check(self, weight_decay=_NOT_NEGATIVE, momentum=_SHARE, trust_coefficient=_POSITIVE)
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -98,6 +148,9 @@ class OptimizerConfig:
     rule: AdamW | SGD | LARS
     schedule: Cosine | StepDecay
     clip_norm: float | None = None  # largest norm of all gradients together
+
+    def __post_init__(self):
+        _check(self, clip_norm=_POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -109,6 +162,9 @@ class EMAConfig:
     every_steps: int = 32  # between updates
     copy_steps: int = 0  # up to this step an update is a plain copy: the warm-up's
 
+    def __post_init__(self):
+        _check(self, decay=_SHARE, steps_per_epoch=_COUNT, every_steps=_COUNT, copy_steps=(0, math.inf))
+
 
 @dataclass(frozen=True)
 class MeshConfig:
@@ -116,6 +172,11 @@ class MeshConfig:
 
     data: int = -1  # -1: all devices that `fsdp` leaves
     fsdp: int = 1
+
+    def __post_init__(self):
+        _check(self, data=(-1, math.inf), fsdp=_COUNT)
+        if self.data == 0:
+            raise ValueError("MeshConfig.data must be at least 1, or -1 for all devices, got 0.")
 
 
 @dataclass(frozen=True)
@@ -184,6 +245,11 @@ class TrainConfig:
     guard: GuardConfig = GuardConfig()
     mesh: MeshConfig = MeshConfig()
 
+    def __post_init__(self):
+        _check(self, steps=_COUNT, batch_size=_COUNT, label_smoothing=_SHARE, monitor_images=(0, math.inf))
+        _check(self, eval_every=_COUNT, save_every=_COUNT, log_every=_COUNT, diagnose_every=(0, math.inf))
+        _check(self, hang_seconds=_POSITIVE)
+
 
 @dataclass(frozen=True)
 class ProbeConfig:
@@ -199,6 +265,9 @@ class ProbeConfig:
     tolerance: float = 1e-4  # of the gradient's norm; see `train.probe.fit`
     max_iterations: int = 2000
     warm_start: bool = True  # along the strengths
+
+    def __post_init__(self):
+        _check(self, l2_low=_POSITIVE, l2_high=_POSITIVE, l2_count=_COUNT, tolerance=_POSITIVE, max_iterations=_COUNT)
 
 
 @dataclass(frozen=True)
@@ -216,6 +285,9 @@ class GradientProbeConfig:
     standardize: bool = False  # features to zero mean and unit variance first
     seed: int = 0  # of the order of the images
 
+    def __post_init__(self):
+        _check(self, learning_rates=_POSITIVE, epochs=_COUNT, batch_size=_COUNT, drops=(0, math.inf), seed=_SEED)
+
 
 @dataclass(frozen=True)
 class NearestNeighborsConfig:
@@ -225,6 +297,9 @@ class NearestNeighborsConfig:
     neighbours: int = 20
     temperature: float = 0.07
     protocol: str = "20 nearest neighbours"  # its name, which is shown with every result
+
+    def __post_init__(self):
+        _check(self, neighbours=_COUNT, temperature=_POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -241,6 +316,9 @@ class Experiment:
     paper: str = ""  # the paper's result that this one stands beside
     notes: tuple[str, ...] = field(default=())  # shown in the report
 
+    def __post_init__(self):
+        check_seeds(self.seeds)
+
 
 @dataclass(frozen=True)
 class Pretraining:
@@ -252,6 +330,9 @@ class Pretraining:
     seeds: tuple[int, ...] = (0,)
     runs_directory: str = "runs"
     paper: str = ""  # the paper's result that this one stands beside
+
+    def __post_init__(self):
+        check_seeds(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -272,6 +353,9 @@ class Candidate:
     weight_decay: float | None = None  # None: the recipe's
     peak_learning_rate: float | None = None  # None: the recipe's
 
+    def __post_init__(self):
+        _check(self, weight_decay=_NOT_NEGATIVE, peak_learning_rate=_NOT_NEGATIVE)
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -291,3 +375,6 @@ class Transfer:
     runs_directory: str = "runs"
     # The paper's results in %, by arm and target; of the pretraining task under "pretraining".
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_seeds((*self.seeds, self.tuning_seed))

@@ -10,7 +10,8 @@ import math
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,21 @@ def convert(source: Path, target: Path, name: str | None = None, num_classes: in
     if not target.parent.is_dir():
         raise ValueError(f"There is no folder {target.parent}.")
     tensors, said = _read(source)
+    _check_finite(source, tensors)
     name = name or said.get("model")
     if name is None:
         raise ValueError(f"{source} does not say which model it is. Give --model, of {', '.join(vc.models.names())}.")
-    model, exported = _through_checkpoint(name, tensors) if source.is_dir() else _through_file(source, name, tensors)
-    classes = model.head.kernel.shape[-1]
+    headless = said.get("num_classes") == "0"  # as we write the backbone of a self-supervised run
+    model, exported = (
+        _through_checkpoint(name, tensors) if source.is_dir() else _through_file(source, name, tensors, headless)
+    )
+    classes = 0 if model.head is None else model.head.kernel.shape[-1]
     if num_classes not in (None, classes):
         raise ValueError(f"{source} has {classes} classes, not {num_classes}. Leave --num-classes out to take them.")
     about = {"model": name, "num_classes": classes, "source": source.name, "version": vc.__version__}
     _write(target, exported, {_OURS + key: str(value) for key, value in about.items()})
     count = sum(value.size for value in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return f"{target}: {name}, {classes} classes, {count:,} parameters, {len(exported)} tensors."
+    return f"{target}: {name}, {classes or 'no'} classes, {count:,} parameters, {len(exported)} tensors."
 
 
 def load_checkpoint(directory: Path) -> tuple[str, Any]:
@@ -75,12 +80,26 @@ def load_checkpoint(directory: Path) -> tuple[str, Any]:
       ValueError: for another folder.
     """
     tensors, said = _read(directory)
+    _check_finite(directory, tensors)
     if "model" not in said:
         raise ValueError(f"{directory} is not in the folder of a run, whose config.json says which model it is.")
     return said["model"], _filled(said["model"], tensors)
 
 
-def _through_file(source: Path, name: str, tensors: dict[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
+def _check_finite(source: Path, tensors: Mapping[str, Any]) -> None:
+    """Raises a ValueError for the first tensor that has numbers which are none in float32."""
+    for name, value in tensors.items():
+        with np.errstate(over="ignore"):
+            numbers = value.detach().float().numpy() if hasattr(value, "detach") else np.asarray(value, np.float32)
+        if not np.isfinite(numbers).all():
+            raise ValueError(
+                f"{source}: {name} must hold finite numbers, got NaN, infinity or more than float32 holds."
+            )
+
+
+def _through_file(
+    source: Path, name: str, tensors: dict[str, Any], headless: bool
+) -> tuple[Any, dict[str, np.ndarray]]:
     """The model with the file's weights, and those as they will be written."""
     largest = _abstract(name)
     namings = next(namings for kind, namings in NAMINGS.items() if isinstance(largest, kind))
@@ -92,7 +111,7 @@ def _through_file(source: Path, name: str, tensors: dict[str, Any]) -> tuple[Any
         if (key := namings[naming](path)) in tensors:
             there = np.broadcast_to(np.float32(0), tuple(tensors[key].shape))
             shapes[_text(path)] = from_torch(path, there).shape if there.ndim else ()
-    model = _abstract(name, shapes)
+    model = _abstract(name, shapes, headless)
     try:
         torch_weights.load(model, tensors)
     except ValueError as error:
@@ -111,7 +130,8 @@ def _through_checkpoint(name: str, tensors: dict[str, Any]) -> tuple[Any, dict[s
 
 
 def _filled(name: str, tensors: dict[str, Any]) -> Any:
-    model = _abstract(name, {path: value.shape for path, value in tensors.items()})
+    headless = not any(path.startswith("head/") for path in tensors)
+    model = _abstract(name, {path: value.shape for path, value in tensors.items()}, headless)
     variables = dict(nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))))
     wanted = {_text(path): variable.shape for path, variable in variables.items()}
     if wanted != {path: value.shape for path, value in tensors.items()}:
@@ -121,10 +141,10 @@ def _filled(name: str, tensors: dict[str, Any]) -> Any:
     return model
 
 
-def _abstract(name: str, shapes: Mapping[str, Shape] | None = None) -> Any:
+def _abstract(name: str, shapes: Mapping[str, Shape] | None = None, headless: bool = False) -> Any:
     """The model without values: with the options that `shapes` (in our layout) tell, or with all it can have."""
     model: Any = nnx.eval_shape(lambda: vc.models.create(name, rngs=nnx.Rngs(0)))
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"features_only": True} if headless else {}
     if isinstance(model, CifarResNet):
         options["shortcut"] = "B" if shapes is None or any("/shortcut/" in path for path in shapes) else "A"
     shapes = shapes or {}
@@ -155,6 +175,10 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _read_torch(source: Path) -> dict[str, Any]:
     torch = _imported("torch")
     try:
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as packed:
+                if sum(each.file_size for each in packed.infolist()) > 2 * source.stat().st_size:
+                    raise ValueError("more is packed in it than torch.save packs")
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols, before it is refused
             content = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -171,7 +195,17 @@ def _read_torch(source: Path) -> dict[str, Any]:
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"{source} holds no state_dict, which has a tensor for each name.")
+    _check_dense(source, content.values(), torch)
     return {str(key): value for key, value in content.items()}
+
+
+def _check_dense(source: Path, tensors: Iterable[Any], torch: Any) -> None:
+    """Raises a ValueError for tensors of which the file has not every number: sparse, on no device, one for many."""
+    plain = all(
+        each.layout == torch.strided and each.device.type == "cpu" and not each.is_quantized for each in tensors
+    )
+    if not plain or sum(each.numel() * each.element_size() for each in tensors) > 4 * source.stat().st_size:
+        raise ValueError(f"{source} claims more numbers than it holds, or holds other than dense tensors: refused.")
 
 
 def _read_safetensors(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -198,6 +232,10 @@ def _read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
     tensors = {
         path.removeprefix(average).split("/", 1)[1]: value for path, value in state.items() if path.startswith(groups)
     }
+    backbone = {
+        path.removeprefix("backbone/"): value for path, value in tensors.items() if path.startswith("backbone/")
+    }
+    tensors = backbone or tensors  # the projector is what self-supervised learning throws away
     run = about["run"]
     return tensors, {"model": run["train"]["model"]["name"]} if run else {}
 

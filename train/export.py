@@ -32,7 +32,7 @@ _HOW_TO_LOAD = {
 from flax import nnx
 from safetensors.numpy import load_file
 
-model = vc.models.create("{name}", num_classes={classes}, in_channels={channels}, rngs=nnx.Rngs(0))
+model = vc.models.create("{name}", {head}, in_channels={channels}, rngs=nnx.Rngs(0))
 vc.torch_weights.load(model, load_file("model.safetensors"))""",
     "torchvision": """import torch, torchvision
 
@@ -77,6 +77,10 @@ def export(folder: Path, to: str, target: Path | None = None, image_size: int | 
         raise ValueError(
             f"torchvision has no {run.name}. Use --to safetensors, whose names are timm's or the authors'."
         )
+    if to == "torchvision" and run.model.head is None:
+        raise ValueError(
+            f"{folder} is self-supervised: it has no classifier, as torchvision wants. Use --to safetensors."
+        )
     target = target or folder / "export"
     shape = image_shape(run, image_size) if to == "stablehlo" else None
     target.mkdir(parents=True, exist_ok=True)
@@ -117,7 +121,7 @@ def image_shape(run: Run, size: int | None = None) -> tuple[int, int, int]:
       ValueError: when neither the config nor the data set, if it is there, tells.
     """
     data = run.config["train"]["data"]
-    channels = len(data["mean"])
+    channels = _channels(run.model)
     known = size or getattr(run.model, "image_size", None) or data["evaluation"]["crop"]
     if known:
         return known, known, channels
@@ -179,9 +183,10 @@ def card(run: Run, target: Path) -> str:
     train, arm = run.config["train"], run.folder.absolute().parent.name
     data, result = train["data"], run.folder / "result.json"
     metrics = json_files.read(result) if result.is_file() else {}
-    classes, channels = run.model.head.kernel.shape[-1], len(data["mean"])
+    classes, channels = 0 if run.model.head is None else run.model.head.kernel.shape[-1], _channels(run.model)
     about = json_files.read(found) if (found := target / PROGRAM).is_file() else {}
     words = {"name": run.name, "classes": classes, "channels": channels}
+    words["head"] = f"num_classes={classes}" if classes else "features_only=True"
     words |= {"shape": tuple(about.get("image_shape", ())), "jax": about.get("jax", "of an unknown version")}
     loading = [
         f"## {file}\n\n```python\n{_HOW_TO_LOAD[to].format(**words)}\n```"
@@ -196,7 +201,7 @@ def card(run: Run, target: Path) -> str:
     return "\n\n".join(
         [
             "---\nlibrary_name: vcreg_jax\ntags: [jax, flax, vcreg]\n---",
-            f"# {run.name}, {classes} classes",
+            f"# {run.name}, {f'{classes} classes' if classes else 'the backbone of a self-supervised run'}",
             "## Metrics\n\n" + _table({key: _rounded(value) for key, value in metrics.items()}),
             "## Data\n\n" + _table(about_data | {"normalization": normalization}),
             *loading,
@@ -206,6 +211,12 @@ def card(run: Run, target: Path) -> str:
             f"Training:\n\n```json\n{json.dumps(train, indent=2)}\n```\n",
         ]
     )
+
+
+def _channels(model: Any) -> int:
+    """Of the images that the network takes; mean and std may be one number for all."""
+    stem = model.patch_conv if hasattr(model, "patch_conv") else model.stem_conv
+    return stem.kernel.shape[2]
 
 
 def _table(values: dict[str, Any]) -> str:

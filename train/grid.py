@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train.config import Target, TrainConfig
+from train.config import Target, TrainConfig, check_seeds
 from train.mesh import BATCH
 from train.model import Architecture, structure
 from train.objective import Batch, objective
@@ -64,6 +64,10 @@ class Grid:
     baseline_learning_rates: tuple[float, ...] = ()  # in place of the above: as many as an arm has points is fair
     runs_directory: str = "runs"
     paper: dict[str, float] = field(default_factory=dict)  # the paper's test accuracies in %, by arm
+
+    def __post_init__(self):
+        check_seeds(self.seeds)
+        check_seeds(self.search_seeds)
 
 
 @dataclass(frozen=True)

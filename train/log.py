@@ -1,7 +1,9 @@
 """What a run says while it goes: JSON lines in a file, TensorBoard's curves, a progress bar on a terminal."""
 
+import contextlib
 import datetime
 import errno
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -58,6 +60,44 @@ class RunLog:
         for text in warnings:
             self._bar.line(step, f"warning: {text}")
             self._file.warn(step, text)
+
+
+class _Lossy:
+    """A stream that loses text for which there is no room, or nobody who reads it."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes what can be written."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes out what can be written."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def outliving_its_readers() -> Iterator[None]:
+    """A full disk under stdout or stderr, or a pipe that was closed, does not end what goes on in this context."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_Lossy, streams)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        for stream in streams:
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # Python would try again at its end, and make an error of it
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class MetricsFile:

@@ -1,4 +1,7 @@
-"""SIGTERM, with which schedulers take a machine away: what it does, and that all hosts act on it at the same step."""
+"""SIGTERM, with which schedulers take a machine away: what it does, and that all hosts act on it at the same step.
+
+SIGINT, a key of the terminal, and SIGHUP, its end, do the same.
+"""
 
 import collections
 import contextlib
@@ -14,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STATUS = 143  # 128 + SIGTERM: what shells and Kubernetes say of a process that SIGTERM has ended
 
 
@@ -99,10 +103,12 @@ def _listening(act: Callable[[], None]) -> Iterator[None]:
     def listen() -> None:
         with receiver:
             while numbers := receiver.recv(1):
-                if numbers[0] == signal.SIGTERM:
+                if numbers[0] in SIGNALS:
                     act()
 
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # Python then writes the number to the wake-up socket
+    # Python then writes the number to the wake-up socket. What `nohup` has told to ignore SIGHUP stays so.
+    taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: None) for number in taken}
     woken_before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     listener = threading.Thread(target=listen, daemon=True, name="sigterm")
     listener.start()
@@ -110,6 +116,7 @@ def _listening(act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(woken_before)
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
         sender.close()
         listener.join(timeout=1.0)

@@ -175,9 +175,20 @@ def check(folder: Path) -> None:
     for path in sorted(folder.rglob("*.json")):
         if path.name in _WRITTEN:
             found = json_files.read(path)
+            _check_accuracies(path, found)
             _check_arrays(path.with_name("features.npz"), found if isinstance(found, dict) else {})
     for path in sorted(folder.rglob("*.jsonl")):
         json_files.read_lines(path.read_text(encoding="utf-8", errors="replace"), path)
+
+
+def _check_accuracies(path: Path, found: Any) -> None:
+    """Raises a ValueError for a result's accuracy that is no fraction, at any depth."""
+    if path.name != "result.json" or not isinstance(found, list | dict):
+        return
+    for name, value in found.items() if isinstance(found, dict) else enumerate(found):
+        if str(name).endswith("accuracy") and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise ValueError(f"{path}: {name} must lie in 0..1, got {value}. Delete the file, and it is made anew.")
+        _check_accuracies(path, value)
 
 
 def _check_arrays(path: Path, result: dict[str, Any]) -> None:

@@ -1,10 +1,14 @@
 """A run that hangs ends, and says where it hung."""
 
+import contextlib
 import faulthandler
 import os
 import sys
 import threading
 import time
+
+
+_LATE = 5.0  # seconds by which a busy machine may wake a thread too late
 
 
 class Watchdog:
@@ -35,11 +39,17 @@ class Watchdog:
         self._last, self._limit = time.monotonic(), self._seconds
 
     def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._seconds / 10)):  # in short waits, for the limit may fall meanwhile
+        pause = min(1.0, self._seconds / 10)  # in short waits, for the limit may fall meanwhile
+        woken = time.monotonic()
+        while not self._done.wait(pause):
+            slept, woken = time.monotonic() - woken, time.monotonic()
+            # Longer than asked for, this thread stood still, and so did the others: SIGSTOP, or a machine that slept.
+            self._last += max(slept - 2 * pause - _LATE, 0.0)
             if time.monotonic() - self._last < self._limit:
                 continue
             # File descriptors and no Python streams, whose locks the hanging thread may hold.
             message = f"error: {self._what} has taken over {self._limit:g} s (hang_seconds); where each thread is:\n"
-            os.write(sys.stderr.fileno(), message.encode())
-            faulthandler.dump_traceback(file=sys.stderr.fileno(), all_threads=True)
+            with contextlib.suppress(OSError):  # of a full disk, say
+                os.write(sys.stderr.fileno(), message.encode())
+                faulthandler.dump_traceback(file=sys.stderr.fileno(), all_threads=True)
             os._exit(1)

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,14 +28,30 @@ class Files:
 
     def __iter__(self) -> Iterator[tuple[str, Read]]:
         """Paths with forward slashes, and readers: plain files by name, then archives by size, as they were written."""
-        paths = sorted(path for path in self.root.rglob("*") if path.is_file()) if self.root.is_dir() else [self.root]
+        paths = [path for path in self._paths() if path.is_file()]
         archives = [path for path in paths if path.name.endswith(ARCHIVES)]
         base = self.root if self.root.is_dir() else self.root.parent
         for path in paths:
             if not path.name.endswith(ARCHIVES):
-                yield path.relative_to(base).as_posix(), path.read_bytes
+                yield _text(path.relative_to(base)), path.read_bytes
         for path in sorted(archives, key=lambda path: path.stat().st_size):  # lists of labels lie in the small ones
             yield from members(path)
+
+    def _paths(self) -> list[Path]:
+        """All that is no folder, by name; links to folders are gone into."""
+        if not self.root.is_dir():
+            return [self.root]
+        found = []
+        for folder, inside, names in os.walk(self.root, followlinks=True):
+            found += [Path(folder, name) for name in names]
+            # A link to a folder that this one lies in would be gone into again and again.
+            above = {os.path.realpath(parent) for parent in (Path(folder), *Path(folder).parents)}
+            inside[:] = [name for name in inside if os.path.realpath(Path(folder, name)) not in above]
+        return sorted(found)
+
+    def unreadable(self) -> list[str]:
+        """Links to nothing, and whatever else is neither file nor folder."""
+        return [_text(path.relative_to(self.root)) for path in self._paths() if not path.is_file()]
 
     def find(self, *suffixes: str) -> dict[str, bytes]:
         """The contents of the files whose paths end so, by suffix; stops at the last of them.
@@ -51,6 +68,11 @@ class Files:
                 return found
         missing = [suffix for suffix in suffixes if suffix not in found]
         raise FileNotFoundError(f"no {' and no '.join(missing)} in {self.root} or in an archive there")
+
+
+def _text(path: Path) -> str:
+    """With forward slashes; bytes that are no UTF-8 become question marks."""
+    return path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def members(path: Path) -> Iterator[tuple[str, Read]]:
@@ -91,8 +113,9 @@ def _members(file: Any, archive: str) -> Iterator[tuple[str, Read]]:
     if archive.count("/") >= DEEPEST:  # the names of archives in archives
         raise ValueError(f"The archive {archive} lies in too many archives, more than {DEEPEST}. It is refused.")
     compressed = file.peek(2)[:2] == _GZIP
-    stream = gzip.GzipFile(fileobj=file) if compressed else file
-    with _told_of(archive), tarfile.open(fileobj=_Ending(stream), mode="r|") as tar:
+    stream: Any = gzip.GzipFile(fileobj=file) if compressed else file
+    ending: Any = _Ending(stream)  # of a file all that `tarfile` asks for here
+    with _told_of(archive), tarfile.open(fileobj=ending, mode="r|") as tar:
         for member in tar:
             name = _checked(member, archive)
             if name and name.endswith(ARCHIVES):

@@ -57,7 +57,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, name: str, contents: Contents, homepage: str, policy: Policy, directory: Path):
         self.name = name  # pyright: ignore[reportAttributeAccessIssue]  # as TFDS's own AdhocBuilder sets it
         self._contents, self._homepage, self._policy = contents, homepage, policy
-        self.bad: list[Bad] = []
+        self.bad = [Bad("", file, reason, False) for file, reason in contents.unused]
         self.labels: dict[str, dict[str, list[int]]] = {}
         self.contents: dict[str, hashes.Content] = {}
         super().__init__(data_dir=directory, file_format="array_record", version=VERSION)

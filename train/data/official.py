@@ -10,7 +10,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from train.data.archives import Files
-from train.data.sources import Contents, Example, Listing, binary_records, idx, in_memory, listed, text_lines
+from train.data.sources import (
+    Contents,
+    Example,
+    Listing,
+    binary_records,
+    check_once,
+    idx,
+    in_memory,
+    listed,
+    text_lines,
+)
 
 FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
 FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -96,9 +106,11 @@ def imagenet(files: Files) -> Contents:
         raise FileNotFoundError(f"no image of a WordNet id in {files.root}")
 
     def split(wanted: str) -> Iterator[Example]:
+        seen: set[str] = set()
         for name, read in files:
             place = wnid_of(name)
             if place is not None and place[0] == wanted:
+                check_once(name.rsplit("/", 1)[-1], seen)  # names are unique throughout ImageNet
                 if place[1] not in index:
                     raise ValueError(f"{name}: {place[1]} is not among the 1,000 classes.")
                 yield Example(name, read(), {"label": index[place[1]]})

@@ -17,7 +17,7 @@ import numpy as np
 from train.data.archives import LARGEST_FILE, Files
 from train.data.images import png
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".jfif", ".jpe", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SPLIT_OF_FOLDER = {"train": "train", "val": "validation", "validation": "validation", "valid": "validation"}
 SPLIT_OF_FOLDER |= {"test": "test"}
 
@@ -37,6 +37,7 @@ class Contents:
     class_names: dict[str, list[str]]  # by label field
     splits: dict[str, Callable[[], Iterator[Example]]]
     shape: tuple[int | None, int | None, int] = (None, None, 3)  # None: images differ
+    unused: Sequence[tuple[str, str]] = ()  # files that lie there and are no example, each with the reason
 
 
 Images = Sequence[np.ndarray | bytes] | np.ndarray  # each uint8 (h, w, c), or an encoded file
@@ -69,15 +70,25 @@ def listed(
 
 
 def class_folders(files: Files) -> Contents:
-    """`train/<class>/*.jpg`, and `val` (or `validation`) and `test` likewise: the classes are the training folders.
+    """`train/<class>/**/*.jpg`, and `val` (or `validation`) and `test` likewise: the classes are the training folders.
+
+    Hidden files and folders are not used.
 
     Raises:
-      ValueError: where there are no such folders, or a class has no training image.
+      ValueError: where there are no such folders, a class has no training image or a name that is none, or the same
+        file lies there twice, in a folder and in an archive.
     """
     names: dict[str, set[str]] = {}
+    unused = [(name, "a link to nothing, or no file") for name in files.unreadable()]
+    seen: set[str] = set()
     for name, _ in files:
-        if (place := _split_and_class(name)) is not None:
-            names.setdefault(place[0], set()).add(place[1])
+        if isinstance(place := _split_and_class(name), str):
+            unused.append((name, place))
+            continue
+        check_once(name, seen)
+        names.setdefault(place[0], set()).add(place[1])
+    if strange := [name for name in set().union(*names.values()) if name != name.strip() or not name.isprintable()]:
+        raise ValueError(f"{files.root} has a folder whose name cannot be that of a class: {strange[0]!a}. Rename it.")
     if "train" not in names:
         raise ValueError(f"{files.root} has no images under train/<class>/, such as train/cat/1.jpg.")
     classes = sorted(names["train"])
@@ -88,17 +99,34 @@ def class_folders(files: Files) -> Contents:
     def split(wanted: str) -> Iterator[Example]:
         for name, read in files:
             place = _split_and_class(name)
-            if place is not None and place[0] == wanted:
+            if place[0] == wanted and not isinstance(place, str):
                 yield Example(name, read(), {"label": index[place[1]]})
 
-    return Contents({"label": classes}, {wanted: lambda wanted=wanted: split(wanted) for wanted in names})
+    splits = {wanted: lambda wanted=wanted: split(wanted) for wanted in names}
+    return Contents({"label": classes}, splits, unused=unused)
 
 
-def _split_and_class(name: str) -> tuple[str, str] | None:
+def check_once(name: str, seen: set[str]) -> None:
+    """Adds a file to those seen; raises a ValueError if it is among them."""
+    if name in seen:
+        raise ValueError(
+            f"{name} lies there twice, such as in an archive beside the folder that was unpacked from it: it would be "
+            "counted twice. Move one of them away."
+        )
+    seen.add(name)
+
+
+def _split_and_class(name: str) -> tuple[str, str] | str:
+    """Of a file in a folder of a split, at any depth in the folder of a class; of others why they are none."""
     parts = PurePosixPath(name).parts
-    if len(parts) < 3 or not name.lower().endswith(IMAGE_SUFFIXES) or parts[-1].startswith("."):
-        return None
-    return (SPLIT_OF_FOLDER[parts[-3]], parts[-2]) if parts[-3] in SPLIT_OF_FOLDER else None
+    if any(part.startswith(".") for part in parts):
+        return "hidden"
+    place = next((i for i, part in enumerate(parts) if part.lower() in SPLIT_OF_FOLDER), len(parts))
+    if place + 2 >= len(parts):
+        return "not in a folder train/<class>, val/<class> or test/<class>"
+    if not name.lower().endswith(IMAGE_SUFFIXES):
+        return "not named as an image"
+    return SPLIT_OF_FOLDER[parts[place].lower()], parts[place + 1]
 
 
 def in_memory(

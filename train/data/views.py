@@ -25,16 +25,18 @@ VIEWS: dict[str, View] = {
 def long_tail_indices(labels: np.ndarray, num_classes: int, ratio: float) -> np.ndarray:
     """The images of a long tail: of class c the first int(m (1/ratio)^(c / (classes - 1))) of a shuffled class.
 
-    m is the number of images a class has on average. Equal, image by image and in order, to the construction of Cao et
+    m is the number of images of the smallest class. Equal, image by image and in order, to the construction of Cao et
     al. (2019), https://github.com/kaidic/LDAM-DRW, imbalance_cifar.py, when `labels` stand in CIFAR's file order:
     one legacy NumPy generator with seed 0 shuffles the classes one after the other.
 
     Raises:
-      ValueError: for fewer than two classes, and a ratio below 1.
+      ValueError: for fewer than two classes, a ratio below 1, and a class that would have no image.
     """
     if num_classes < 2 or ratio < 1:
         raise ValueError(f"A long tail needs two classes and a ratio of 1 or more, got {num_classes} and {ratio}.")
-    largest = len(labels) / num_classes
+    largest = np.bincount(labels, minlength=num_classes).min()
+    if int(largest / ratio) < 1:
+        raise ValueError(f"A long tail of ratio {ratio:g} leaves a class no image: the smallest has {largest}.")
     shuffler = np.random.RandomState(0)
     picked = []
     for label in range(num_classes):
