@@ -35,7 +35,7 @@ mine: .venv/train.installed
 FAULTS ?= runs/faults
 faults: .venv/test.installed
 	$(BIN)/python -m pytest tests/faults -n 0 -s
-	for script in kill_during_save crash_and_resume damage_files damage_on_hosts diverging full_disk; do \
+	for script in fuzz flip_bits kill_during_save crash_and_resume damage_files damage_on_hosts diverging full_disk; do \
 		$(BIN)/python -m tests.faults.$$script $(FAULTS)/$$script || exit 1; \
 	done
 

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 
-
 _LATE = 5.0  # seconds by which a busy machine may wake a thread too late
 
 
@@ -44,7 +43,8 @@ class Watchdog:
         while not self._done.wait(pause):
             slept, woken = time.monotonic() - woken, time.monotonic()
             # Longer than asked for, this thread stood still, and so did the others: SIGSTOP, or a machine that slept.
-            self._last += max(slept - 2 * pause - _LATE, 0.0)
+            if slept > pause + _LATE:
+                self._last += slept
             if time.monotonic() - self._last < self._limit:
                 continue
             # File descriptors and no Python streams, whose locks the hanging thread may hold.
