@@ -1,0 +1,104 @@
+"""Numbers that cannot be meant are refused before any work."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from configs import digits
+from train import convert, json_files, run_folder
+from train.__main__ import main
+from train.config import LARS, SGD, AdamW, Cosine, EMAConfig, MeshConfig, Pretraining, ProbeConfig, StepDecay
+
+TRAIN = digits.get_config().train
+REFUSED = {
+    "Cosine.peak_learning_rate": lambda: Cosine(-1e-3, 0),
+    "StepDecay.every_steps": lambda: StepDecay(0.1, 0),
+    "AdamW.weight_decay": lambda: AdamW(-0.05),
+    "AdamW.b1": lambda: AdamW(0.05, b1=1.0),
+    "SGD.momentum": lambda: SGD(0.0, 1.5),
+    "LARS.trust_coefficient": lambda: LARS(0.0, trust_coefficient=-1.0),
+    "EMAConfig.every_steps": lambda: EMAConfig(0.9, 10, 0),
+    "MeshConfig.fsdp": lambda: MeshConfig(fsdp=0),
+    "MeshConfig.data": lambda: MeshConfig(data=0),
+    "DataConfig.long_tail": lambda: replace(TRAIN.data, long_tail=0.0),
+    "DataConfig.std": lambda: replace(TRAIN.data, std=(0.0,)),
+    "ModelConfig.stochastic_depth": lambda: replace(TRAIN.model, stochastic_depth=2.0),
+    "ProbeConfig.l2_low": lambda: ProbeConfig("digit", l2_low=0.0),
+}
+REFUSED |= {
+    f"TrainConfig.{name}": lambda name=name, value=value: replace(TRAIN, **{name: value})
+    for name, value in {
+        "label_smoothing": -1.0,
+        "steps": 0,
+        "batch_size": -4,
+        "log_every": 0,
+        "eval_every": 0,
+        "save_every": 0,
+        "hang_seconds": math.nan,
+    }.items()
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_numbers_that_cannot_be_meant_are_refused(name):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got "):
+        REFUSED[name]()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"), [((0, 0), "must differ"), ((2**32,), "must lie in"), ((-1,), "must lie")]
+)
+def test_seeds_are_different_and_of_32_bits(seeds, message):
+    with pytest.raises(ValueError, match=message):
+        Pretraining("a", TRAIN, {}, seeds)
+
+
+def test_a_number_from_the_command_line_is_refused_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "configs/digits.py", "--train.log-every", "0"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "log_every must be at least 1, got 0" in line
+
+
+def test_an_accuracy_that_is_no_fraction_is_refused(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({"targets": {"digits": {"accuracy": 7.3}}}))
+    with pytest.raises(ValueError, match="accuracy must lie in 0..1, got 7.3"):
+        run_folder.check(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_are_no_numbers_in_float32_are_refused(tmp_path, value, suffix):
+    path = tmp_path / f"a{suffix}"
+    convert._write(path, {"a": np.array([1.0, value])}, {})
+    with pytest.raises(ValueError, match="a must hold finite numbers"):
+        convert.convert(path, tmp_path / "b.safetensors", "resnet20")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_that_claim_more_than_the_file_holds_are_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    for tensor in (
+        torch.zeros(1).expand(2**33),
+        torch.sparse_coo_tensor([[0]], [1.0], (2**40,)),
+        torch.empty(2**33, device="meta"),
+    ):
+        torch.save({"a": tensor}, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match="refused|truncated, damaged"):
+            convert.convert(tmp_path / "a.pth", tmp_path / "b.safetensors", "resnet20")
+
+
+def test_a_file_is_not_written_over_by_one_that_is_damaged(tmp_path):
+    json_files.write(tmp_path / "config.json", {"name": "a"})
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text[:9])
+    with (
+        pytest.raises(ValueError, match=r"config.json cannot be read"),
+        run_folder.claim(tmp_path, {"name": "a"}),
+    ):
+        pass
+    assert (tmp_path / "config.json").read_text() == text[:9]
