@@ -2,13 +2,15 @@
 
 import json
 import math
+import socket
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors
 
 from configs import digits
-from train import convert, json_files, run_folder
+from train import convert, hosts, json_files, run_folder, saved_config
 from train.__main__ import main
 from train.config import LARS, SGD, AdamW, Cosine, EMAConfig, MeshConfig, Pretraining, ProbeConfig, StepDecay
 
@@ -102,3 +104,32 @@ def test_a_file_is_not_written_over_by_one_that_is_damaged(tmp_path):
     ):
         pass
     assert (tmp_path / "config.json").read_text() == text[:9]
+
+
+def test_a_coordinators_port_that_is_taken_is_said():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        with pytest.raises(ValueError, match=r"Port \d+ of the coordinator cannot be listened on"):
+            hosts.join(f"localhost:{taken.getsockname()[1]}", 2, 0)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_on_a_full_disk_are_one_error_and_leave_nothing(tmp_path, suffix, monkeypatch):
+    def full(*_):
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    (tmp_path / f"a{suffix}.partial").symlink_to("/dev/full")
+    monkeypatch.setattr("safetensors.numpy.save_file", full)  # which writes beside the link and renames
+    with pytest.raises(OSError, match=f"a{suffix} cannot be written"):
+        convert._write(tmp_path / f"a{suffix}", {"a": np.zeros(1 << 20, np.float32)}, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", [{"class": 5}, {"class": ["a"]}, {"steps": -1}, {"step": 1}])
+def test_a_strangers_config_is_refused_by_its_name(tmp_path, change):
+    config = run_folder.as_json(digits.get_config())
+    config["train"] |= change
+    json_files.write(tmp_path / "config.json", config)
+    with pytest.raises(ValueError, match="config.json"):
+        saved_config.load(tmp_path)

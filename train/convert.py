@@ -242,11 +242,15 @@ def _read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _write(target: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> None:
     partial = target.with_name(f"{target.name}.partial")
-    if target.suffix == ".safetensors":
-        _imported("safetensors.numpy").save_file(tensors, partial, about)
-    else:
-        torch = _imported("torch")
-        torch.save({key: torch.from_numpy(value) for key, value in tensors.items()}, partial)
+    library = _imported("safetensors.numpy" if target.suffix == ".safetensors" else "torch")
+    try:
+        if target.suffix == ".safetensors":
+            library.save_file(tensors, partial, about)
+        else:
+            library.save({key: library.from_numpy(value) for key, value in tensors.items()}, partial)
+    except Exception as error:  # of a full disk: OSError, SafetensorError, RuntimeError
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{target} cannot be written: {error}") from error
     partial.replace(target)
 
 

@@ -94,7 +94,7 @@ def export(folder: Path, to: str, target: Path | None = None, image_size: int | 
         said = f"{path}: {run.name} from uint8 images of {shape} on {', '.join(PLATFORMS)}."
     else:
         said = convert(folder / "checkpoints", path)
-    (target / "README.md").write_text(card(run, target), encoding="utf-8")
+    _write_whole(target / "README.md", card(run, target).encode())
     return said
 
 

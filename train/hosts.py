@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,11 +46,23 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
             raise ValueError(f"Processes need host:port and 0 <= id < number, got {coordinator}, {index} of {count}.")
     elif given != (None, None, None):
         raise ValueError("--coordinator, --num-processes and --process-id go together, on every host.")
+    if coordinator is not None and index == 0:
+        _check_free(int(coordinator.rpartition(":")[2]))
     try:
         jax.distributed.initialize(coordinator, count, index)
     except ValueError as error:
         if str(error) != "coordinator_address should be defined.":  # JAX's way to say that nothing was found
             raise
+
+
+def _check_free(port: int) -> None:
+    """Raises a ValueError for a port on which another program listens: JAX would end with a segmentation fault."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"Port {port} of the coordinator cannot be listened on ({error}). Take another.") from None
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from train import json_files
 from train.provenance import commit, hardware
@@ -192,9 +193,16 @@ def _check_accuracies(path: Path, found: Any) -> None:
 
 
 def _check_arrays(path: Path, result: dict[str, Any]) -> None:
+    mend = "Delete the result.json beside it, and both are made anew."
     known = result.get(ARRAYS_HASH)
     if known and (not path.is_file() or file_hash(path) != known):
-        raise ValueError(f"{path} is not what was written. Delete its folder's result.json, and it is made anew.")
+        raise ValueError(f"{path} is not what was written. {mend}")
+    if not known and path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                _ = [arrays[name] for name in arrays.files]
+        except Exception as error:  # BadZipFile, EOFError, KeyError, ... by what is damaged
+            raise ValueError(f"{path} cannot be read: {error}. {mend}") from error
 
 
 def file_hash(path: Path) -> str:

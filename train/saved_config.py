@@ -33,11 +33,13 @@ def _revived(value: Any, path: Path) -> Any:
     fields = {key: _revived(item, path) for key, item in value.items()}
     if "class" not in fields:
         return fields
-    name = fields.pop("class")
-    made_of = next((getattr(module, name) for module in (config, augment, vc) if hasattr(module, name)), None)
+    name = str(fields.pop("class"))
+    made_of = next((vars(module)[name] for module in (config, augment, vc) if name in vars(module)), None)
     if not (isinstance(made_of, type) and dataclasses.is_dataclass(made_of)):
         raise ValueError(f"{path} holds a {name}, which this version does not know.")
     try:
         return made_of(**fields)
     except TypeError as error:
         raise ValueError(f"{path} was written by a version whose {name} has other fields: {error}.") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -257,6 +257,10 @@ def _read(name: str, source: Path | None) -> tuple[Contents, str]:
         return known.read(Files(source)), known.homepage
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: {error}. {_wanted(name, known)}") from error
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # lists without what their owner's have: KeyError, IndexError, ...
+        raise ValueError(f"{name}: its lists are damaged ({error!r}). {_wanted(name, known)}") from error
 
 
 def _wanted(name: str, known: DataSet | None) -> str:
