@@ -46,6 +46,8 @@ def main(folder: Path, flips: int = FLIPS) -> None:
         outcomes[outcome][path.name] += 1
         if outcome == "SILENT":
             silent.append(path)
+        if (number + 1) % 50 == 0:
+            print(f"{number + 1}: { ({name: found.total() for name, found in outcomes.items()}) }", flush=True)
     for outcome, names in outcomes.items():
         print(f"{outcome}: {names.total()}, most in {dict(names.most_common(6))}")
     print(f"{flips} single bits in {len(files)} files of {sum(sizes):,} bytes, seed {SEED}; silent: {len(silent)}")
