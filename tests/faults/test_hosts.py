@@ -12,7 +12,8 @@ import pytest
 from tests import tiny
 from tests.processes import ROOT, Run
 from train import json_files
-from train.data import hashes, pipeline
+from train.data import hashes as of_files
+from train.data import pipeline
 from train.saved_state import read_about
 
 LONG = ("--train.steps", "30", "--train.eval-every", "10", "--train.save-every", "10")
@@ -134,7 +135,7 @@ def test_hosts_that_are_not_alike_are_refused_on_every_host(tmp_path):
     labels = dict(np.load(file))
     labels["closed_loop"][5] ^= 1
     np.savez(file, **labels)
-    hashes.write(file.parent, json_files.read(file.parent / hashes.FILE)["splits"])  # as if it had been prepared so
+    of_files.write(file.parent, json_files.read(file.parent / of_files.FILE)["splits"])  # as if it had been prepared so
     for package in ("train", "vcreg_jax", "configs", "tests"):
         shutil.copytree(ROOT / package, tmp_path / "code" / package)
     with (tmp_path / "code" / "train" / "ema.py").open("a") as source:
