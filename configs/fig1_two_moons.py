@@ -7,14 +7,15 @@ Ours   three layers, smallest distance of a point to the boundary, and how much 
 Run    python -m train run configs/fig1_two_moons.py
 Cost   2 min 51 s on 2 CPU cores, one of them busy with something else
 
-Data, two-layer network and methods are those of the gradient-starvation paper (`train.two_moons`), which trains for
-1,000 steps. The paper says "a three-layer network" and neither its widths nor alpha and beta nor where VCReg acts.
+Data, two-layer network and methods are those of the gradient-starvation paper (`train.experiments.two_moons`), which
+trains for 1,000 steps. The paper says "a three-layer network" and neither its widths nor alpha and beta nor where VCReg
+acts.
 The five layers are 128 wide and not the reference's 500, which alone would take as long as all else together.
 Assumed: two hidden layers of 128, VCReg on the outputs of all hidden layers; once with a point of the paper's grid of
 weights, once with the weights that bent the boundary most of (0.64, 0.08), (5, 1) and (25, 1).
 """
 
-from train.two_moons import Method, TwoMoons
+from train.experiments.two_moons import Method, TwoMoons
 from vcreg_jax import VCReg
 
 

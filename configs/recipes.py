@@ -25,7 +25,7 @@ from train.config import (
     StepDecay,
     TrainConfig,
 )
-from train.ema import adjusted_decay
+from train.trainer.ema import adjusted_decay
 from vcreg_jax import Sites, VCReg, losses
 
 # The paper's grid, Appendix A.

@@ -13,7 +13,7 @@ map's best.
 from dataclasses import replace
 
 from configs.strength_digits import get_config as of_digits
-from train.grid import Grid, Strengths
+from train.experiments.grid import Grid, Strengths
 from vcreg_jax import Sites, VCReg
 
 ALPHA = 2.56

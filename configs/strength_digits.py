@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from configs import digits, probes
 from train.config import NearestNeighborsConfig, Target
-from train.grid import Grid, Strengths
+from train.experiments.grid import Grid, Strengths
 from vcreg_jax import Sites, VCReg
 
 ALPHAS = (0.16, 0.64, 1.28, 2.56, 10.24)

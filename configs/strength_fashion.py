@@ -17,7 +17,7 @@ from configs import fashion_mnist, probes
 from configs.strength_digits import get_config as of_digits
 from train.augment import AugmentConfig, EvalTransformConfig
 from train.config import AdamW, Cosine, NearestNeighborsConfig, OptimizerConfig, ProbeConfig, Target
-from train.grid import Grid, Strengths
+from train.experiments.grid import Grid, Strengths
 from vcreg_jax import Sites, VCReg
 
 PROBE = ProbeConfig("label", "in small", l2_low=1e-2, l2_high=1e5, l2_count=15, standardize=True, tolerance=1e-3)

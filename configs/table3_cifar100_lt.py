@@ -11,7 +11,7 @@ cross-entropy reaches 37.7 to 38.3 % with other recipes.
 
 from configs import recipes
 from configs.table3_cifar10_lt import table3
-from train.grid import Grid
+from train.experiments.grid import Grid
 
 
 def get_config() -> Grid:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from configs import recipes
 from train.config import DataConfig
-from train.grid import Grid, Strengths
+from train.experiments.grid import Grid, Strengths
 from vcreg_jax import Sites, VCReg
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from configs.table3_cifar10_lt import get_config as at_paper_scale
 from train.augment import AugmentConfig, EvalTransformConfig
 from train.config import Cosine, TrainConfig
-from train.grid import Grid, Strengths
+from train.experiments.grid import Grid, Strengths
 from vcreg_jax import Sites, VCReg
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from configs.table3_cifar100_lt import get_config as at_paper_scale
 from configs.table3_small_cifar10 import get_config as cifar10
 from configs.table3_small_cifar10 import shortened
-from train.grid import Grid
+from train.experiments.grid import Grid
 
 
 def get_config() -> Grid:

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 # Also beside a torch for which torchvision's compiled operators do not load: as this imports it, the tests can.
-import train.crosscheck.torch_networks  # noqa: F401
+import train.interop.crosscheck.torch_networks  # noqa: F401
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -18,7 +18,7 @@ import torch
 from flax import nnx
 
 import vcreg_jax as vc
-from train.provenance import commit
+from train.run.provenance import commit
 from vcreg_jax import sampling
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

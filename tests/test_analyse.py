@@ -10,13 +10,16 @@ from sklearn.neighbors import NearestCentroid
 
 import vcreg_jax as vc
 from configs import digits
-from train import analyse, analysis_page, loop, saved_config
 from train.__main__ import main
-from train.checkpoint import Checkpoints
 from train.config import Pretraining
 from train.data import pipeline
-from train.model import Architecture, create_state
-from train.run_folder import as_json, claim
+from train.experiments import analyse
+from train.interop import saved_config
+from train.reports import analysis_page
+from train.run.checkpoints import Checkpoints
+from train.run.folder import as_json, claim
+from train.trainer import loop
+from train.trainer.model import Architecture, create_state
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from scipy import stats
 from torchvision.transforms import v2
 
 import vcreg_jax as vc
-from train import mesh as meshes
 from train.augment import MixConfig, check_mix, mixed
 from train.augment.mix import draw
+from train.trainer import mesh as meshes
 
 BOTH = MixConfig(mixup_alpha=0.2, cutmix_alpha=1.0, group_size=4)
 MIXUP, CUTMIX = MixConfig(mixup_alpha=0.2, group_size=4), MixConfig(cutmix_alpha=1.0, group_size=4)

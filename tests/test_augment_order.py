@@ -10,7 +10,7 @@ from torchvision.transforms.functional import erase
 
 from tests.random_images import Replay, random_images
 from train.augment import AugmentConfig, BlurConfig, ColorJitterConfig, erase_box, erased, train_transform
-from train.step import Normalize
+from train.trainer.step import Normalize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BILINEAR, BICUBIC = transforms.InterpolationMode.BILINEAR, transforms.InterpolationMode.BICUBIC

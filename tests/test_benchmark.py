@@ -11,13 +11,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vcreg_jax as vc
-from train import bench, benchmark, benchmark_jax, benchmark_torch, dispatch, provenance, roofline, table1
 from train.__main__ import main
-from train.benchmark import COLUMNS, PHASES, Settings, batch_norm
-from train.benchmark_torch import Algorithm1
-from train.crosscheck import torch_networks
-from train.crosscheck.torch_networks import CONVNEXT, RESNET, VIT
-from train.timing import LATE, Deadline, Row, Spread, in_own_process, interleaved, ratio
+from train.benchmarks import bench, dispatch, programs, roofline, step_jax, step_torch, table1
+from train.benchmarks.programs import COLUMNS, PHASES, Settings, batch_norm
+from train.benchmarks.step_torch import Algorithm1
+from train.benchmarks.timing import LATE, Deadline, Row, Spread, in_own_process, interleaved, ratio
+from train.interop.crosscheck import torch_networks
+from train.interop.crosscheck.torch_networks import CONVNEXT, RESNET, VIT
+from train.run import provenance
 from vcreg_jax import models
 from vcreg_jax.models.vit import TIMM, ViT
 
@@ -37,14 +38,14 @@ def tiny_network():
 
 def gradients(column, settings=TINY):
     """Of the network of one column, its parameters moved away from their initial values."""
-    mesh = benchmark.one_device_mesh("cpu")
-    network = benchmark.architecture(settings, "tiny", "float32", column)
-    graphdef, norms = benchmark.structure(network)
-    optimizer = benchmark.make_optimizer(benchmark.OPTIMIZER, 1000, norms)
-    state = benchmark.create_state(network, optimizer, mesh, 0)
+    mesh = programs.one_device_mesh("cpu")
+    network = programs.architecture(settings, "tiny", "float32", column)
+    graphdef, norms = programs.structure(network)
+    optimizer = programs.make_optimizer(programs.OPTIMIZER, 1000, norms)
+    state = programs.create_state(network, optimizer, mesh, 0)
     moved = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.ones_like(leaf), state["params"])
-    batch = jax.device_put(benchmark.random_batch(settings), mesh.devices.item())
-    step = benchmark.forward_backward(graphdef)
+    batch = jax.device_put(programs.random_batch(settings), mesh.devices.item())
+    step = programs.forward_backward(graphdef)
     (loss, _), found = step({"params": moved, "batch_stats": state["batch_stats"]}, batch)
     return float(loss), found, len(jax.tree.leaves(state["batch_stats"]))
 
@@ -85,8 +86,8 @@ def test_an_inserted_batch_norm_is_a_whole_one_after_every_block(identity):
     ("resnet50", 16, (2, 56, 56, 256), (2, 7, 7, 2048)),
 ])  # fmt: skip
 def test_the_regularized_layers_are_the_papers(model, layers, first, last):
-    network = benchmark.architecture(benchmark.defaults("cpu"), model, "float32", "VCReg")
-    shapes = [site.shape for site in benchmark.site_shapes(network, 2).values()]
+    network = programs.architecture(programs.defaults("cpu"), model, "float32", "VCReg")
+    shapes = [site.shape for site in programs.site_shapes(network, 2).values()]
     assert len(shapes) == layers and shapes[0] == first and shapes[-1] == last
 
 
@@ -143,8 +144,8 @@ def test_algorithm_1_in_pytorch_equals_that_scale(scope, x64):
 
 def test_the_naive_penalty_in_pytorch_equals_ours(x64):
     h = 0.3 * np.random.default_rng(0).normal(size=(4, 5, 6)) + 1
-    ours = benchmark.REG.penalty(jnp.asarray(h))
-    assert benchmark_torch.penalty(torch.tensor(h), benchmark.REG).item() == pytest.approx(float(ours), rel=1e-12)
+    ours = programs.REG.penalty(jnp.asarray(h))
+    assert step_torch.penalty(torch.tensor(h), programs.REG).item() == pytest.approx(float(ours), rel=1e-12)
 
 
 @pytest.mark.parametrize("network", [VIT, CONVNEXT, RESNET], ids=["vit", "convnext", "resnet"])
@@ -157,10 +158,10 @@ def test_pytorchs_columns_sit_behind_every_block(network):
     for column, regularizer in columns.items():
         net = torch_networks.create(network, 0)
         blocks = [value for name, value in net.named_parameters() if re.match(network.blocks, name)]
-        net = benchmark_torch.with_sites(net, network, regularizer, torch.float32, network.size).train()
-        sites = [module for module in net.modules() if isinstance(module, benchmark_torch.Site)]
+        net = step_torch.with_sites(net, network, regularizer, torch.float32, network.size).train()
+        sites = [module for module in net.modules() if isinstance(module, step_torch.Site)]
         assert len(sites) == (0 if column == "identity" else 2 if network is VIT else 4)
-        loss = benchmark_torch.loss_of(net, torch.float32)(images, labels)
+        loss = step_torch.loss_of(net, torch.float32)(images, labels)
         loss.backward()
         losses[column], found[column] = loss.item(), torch.cat([value.grad.flatten() for value in blocks]).numpy()
     assert losses["VCReg"] == pytest.approx(losses["identity"], rel=1e-6)
@@ -177,7 +178,7 @@ def test_counted_operations_are_pytorchs_and_the_compilers():
     assert statistics.operations + push.operations == 4 * n * d * d + mean
     with FlopCounterMode(display=False) as counter:
         h = torch.ones(shape, requires_grad=True)
-        Algorithm1.apply(h, benchmark.REG, torch.float32).sum().backward()
+        Algorithm1.apply(h, programs.REG, torch.float32).sum().backward()
     assert counter.get_total_flops() == 4 * n * d * d
     h = jnp.ones(shape, jnp.float32)
     analysis = jax.jit(roofline.backward).lower(h, h).compile().cost_analysis()
@@ -199,12 +200,12 @@ def test_the_floor_is_the_longer_of_arithmetic_and_traffic_pass_by_pass():
 
 
 def test_the_null_step_has_the_real_steps_arrays_and_counts_its_calls():
-    mesh = benchmark.one_device_mesh("cpu")
+    mesh = programs.one_device_mesh("cpu")
     state = {"step": jnp.zeros((), jnp.int32), "params": {"kernel": jnp.ones((3, 4))}}
     null = dispatch.null_state(state, mesh)
     assert jax.tree.structure(null) == jax.tree.structure(state)
     assert null["params"]["kernel"].shape == (1, 1) and null["step"].dtype == jnp.int32
-    batch = jax.device_put(benchmark.random_batch(TINY), mesh.devices.item())
+    batch = jax.device_put(programs.random_batch(TINY), mesh.devices.item())
     wall, thread = dispatch.timed_calls(dispatch.null_step, null, batch, calls=3)
     assert len(wall) == len(thread) == 3 and min(wall) > 0
     assert dispatch.null_step(dispatch.null_state(state, mesh), batch, 0)[0]["step"] == 1
@@ -234,12 +235,12 @@ def test_the_table_and_the_roofline_of_a_tiny_network(tmp_path, monkeypatch, cap
 
 def test_columns_and_phases_are_those_that_are_asked_for_and_a_late_one_says_so():
     settings = replace(TINY, columns={name: COLUMNS[name] for name in ("VCReg", "identity")}, phases=PHASES[:1])
-    rows = benchmark_jax.measure(settings, "tiny", "float32")
+    rows = step_jax.measure(settings, "tiny", "float32")
     assert [(row.phase, row.column) for row in rows] == [
         (PHASES[0], "VCReg"), (PHASES[0], "identity"), (PHASES[0], "identity again"),
     ]  # fmt: skip
     assert rows[1].compile_seconds == rows[2].compile_seconds != rows[0].compile_seconds
-    late = benchmark_jax.measure(settings, "tiny", "float32", Deadline.after(0))
+    late = step_jax.measure(settings, "tiny", "float32", Deadline.after(0))
     assert all(bool(row.seconds) != (row.not_run == LATE) for row in late) and any(row.not_run for row in late)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import vcreg_jax as vc
-from train import benchmark_gpu, benchmark_gpu_stages, gradient_float64, superclasses, table1
-from train.benchmark import COLUMNS, PHASES, Settings
-from train.benchmark_gpu import Stage, conducted, kept, save
-from train.timing import LATE, NEVER, Deadline, Row, interleaved
+from train.benchmarks import gpu, gpu_stages, gradient_float64, superclasses, table1
+from train.benchmarks.gpu import Stage, conducted, kept, save
+from train.benchmarks.programs import COLUMNS, PHASES, Settings
+from train.benchmarks.timing import LATE, NEVER, Deadline, Row, interleaved
 
 ROOT = Path(__file__).parent.parent
 TINY = Settings("cpu", ("convnext_digits",), ("float32",), 4, 2, image_size=8, num_classes=4)
@@ -117,7 +117,7 @@ def test_only_phases_that_lack_a_column_are_measured_anew_and_worse_rows_do_not_
         yield from (rows_of(phase, late) for phase in phases)
 
     for late, complete in ((["identity", "VCReg"], False), ([], True)):
-        benchmark_gpu_stages._table(TWO, found, saved.append, partial(measured, late))
+        gpu_stages._table(TWO, found, saved.append, partial(measured, late))
         assert saved[-1]["complete"] is complete
         assert [len(row["seconds"]) for row in saved[-1]["rows"]] == [2, 2, 2, 2 * complete]
     assert asked == [[PHASES[1]], [PHASES[1]]]
@@ -125,22 +125,22 @@ def test_only_phases_that_lack_a_column_are_measured_anew_and_worse_rows_do_not_
 
 def test_pytorch_is_timed_phase_by_phase(one_torch_thread):
     saved = []
-    benchmark_gpu_stages.torch_table("PyTorch eager", TWO, {}, saved.append, NEVER)
+    gpu_stages.torch_table("PyTorch eager", TWO, {}, saved.append, NEVER)
     assert [len(result["rows"]) for result in saved] == [3, 6] and saved[-1]["complete"]
     assert {len(row["seconds"]) for row in saved[-1]["rows"]} == {2}
     late = []
-    benchmark_gpu_stages.torch_table("PyTorch eager", TWO, {}, late.append, Deadline.after(0))
+    gpu_stages.torch_table("PyTorch eager", TWO, {}, late.append, Deadline.after(0))
     assert {row["not_run"] for row in late[-1]["rows"]} == {LATE} and not late[-1]["complete"]
 
 
 def test_the_last_stages_write_what_they_find():
     saved = []
-    benchmark_gpu_stages.dispatches(replace(TINY, rounds=1), {}, saved.append, NEVER)
-    assert "placing a batch" in benchmark_gpu_stages.dispatches_text(saved[-1])
+    gpu_stages.dispatches(replace(TINY, rounds=1), {}, saved.append, NEVER)
+    assert "placing a batch" in gpu_stages.dispatches_text(saved[-1])
     found = {"networks": [{"model": "convnext_digits"}]}
-    benchmark_gpu_stages.rooflines(TINY, found, saved.append, NEVER)  # there already: nothing is measured
+    gpu_stages.rooflines(TINY, found, saved.append, NEVER)  # there already: nothing is measured
     assert saved[-1]["complete"] and saved[-1]["networks"] == found["networks"]
-    benchmark_gpu_stages.rooflines(TINY, {}, saved.append, Deadline.after(0))
+    gpu_stages.rooflines(TINY, {}, saved.append, Deadline.after(0))
     assert not saved[-1]["complete"]
 
 
@@ -196,7 +196,7 @@ def test_nothing_to_time_is_an_error_and_a_late_round_is_not_begun():
 
 
 def test_a_trial_names_only_stages_that_there_are():
-    names = [stage.name for stage in benchmark_gpu.stages(tiny=True, images=None)]
-    assert names == list(benchmark_gpu.TRIED)
-    full = [stage.name for stage in benchmark_gpu.stages(tiny=False, images=None)]
+    names = [stage.name for stage in gpu.stages(tiny=True, images=None)]
+    assert names == list(gpu.TRIED)
+    full = [stage.name for stage in gpu.stages(tiny=False, images=None)]
     assert full[:3] == ["gradient", "jax_vit", "jax_convnext"] and "superclasses" not in full

@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from train import benchmark_probe
+from train.benchmarks import probe as benchmark_probe
 
 
 def test_objective_is_sklearns_loss_and_penalty():

@@ -16,9 +16,9 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig
-from train.saved_state import CheckpointCorruptError, read_arrays
+from train.run.checkpoint_format import CheckpointCorruptError, read_arrays
+from train.run.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 

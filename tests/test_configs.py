@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from train import loop
 from train.config import Experiment, Pretraining, Transfer
-from train.grid import Grid
-from train.two_moons import TwoMoons
+from train.experiments.grid import Grid
+from train.experiments.two_moons import TwoMoons
+from train.trainer import loop
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "recipes", "probes"))

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from train.content_hash import content_hashes, differing
+from train.files.content_hash import content_hashes, differing
 
 MASK = 2**64 - 1
 

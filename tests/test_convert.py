@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 import vcreg_jax as vc
 from tests.torch_models import CifarNet, perturbed
 from train.__main__ import main
-from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig
-from train.convert import convert
-from train.step import split
+from train.interop.convert import convert
+from train.run.checkpoints import Checkpoints
+from train.trainer.step import split
 from vcreg_jax import torch_weights
 
 ROOT = Path(__file__).parent.parent

@@ -7,8 +7,8 @@ import torch
 
 from train import config
 from train.__main__ import main
-from train.crosscheck import command, networks, parts, torch_networks, torch_side
-from train.crosscheck.item import Item, compared, line
+from train.interop.crosscheck import command, networks, parts, torch_networks, torch_side
+from train.interop.crosscheck.item import Item, compared, line
 
 VIT = next(family for family in networks.FAMILIES if family.name == "ViT")
 

@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 from jax import export
 
-from train import benchmark
-from train.benchmark import NORMALIZE, OPTIMIZER, PHASES, SEED, Settings
-from train.model import abstract_state, structure
-from train.objective import Classification
-from train.optim import make_optimizer
-from train.step import make_train_step
+from train.benchmarks import programs
+from train.benchmarks.programs import NORMALIZE, OPTIMIZER, PHASES, SEED, Settings
+from train.trainer.model import abstract_state, structure
+from train.trainer.objective import Classification
+from train.trainer.optim import make_optimizer
+from train.trainer.step import make_train_step
 from vcreg_jax import models
 from vcreg_jax.models.resnet import ResNet
 from vcreg_jax.models.vit import TIMM, ViT
@@ -30,12 +30,12 @@ def small_networks():
 def lowered(model, phase, column):
     """The program for CUDA as text; exported, too, in which JAX refuses what is not stable between versions."""
     settings = Settings("gpu", (model,), ("bfloat16",), 4, 2, image_size=8, num_classes=4)
-    mesh, network = benchmark.one_device_mesh("cpu"), benchmark.architecture(settings, model, "bfloat16", column)
+    mesh, network = programs.one_device_mesh("cpu"), programs.architecture(settings, model, "bfloat16", column)
     graphdef, norms = structure(network)
     optimizer = make_optimizer(OPTIMIZER, 1000, norms)
-    state, batch = abstract_state(network, optimizer, mesh), benchmark.random_batch(settings)
+    state, batch = abstract_state(network, optimizer, mesh), programs.random_batch(settings)
     if phase == PHASES[0]:
-        function, arguments = benchmark.forward_backward(graphdef), (state, batch)
+        function, arguments = programs.forward_backward(graphdef), (state, batch)
     else:
         function = make_train_step(graphdef, optimizer, NORMALIZE, Classification(), mesh)
         arguments = state, batch, SEED

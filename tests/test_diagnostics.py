@@ -8,10 +8,11 @@ import pytest
 
 import vcreg_jax as vc
 from configs import digits
-from train import diagnostics, layers_section, loop
-from train.model import Architecture, abstract_state
-from train.objective import Classification
-from train.step import Normalize, make_train_step, split
+from train.reports import layers_section
+from train.trainer import diagnostics, loop
+from train.trainer.model import Architecture, abstract_state
+from train.trainer.objective import Classification
+from train.trainer.step import Normalize, make_train_step, split
 
 REG = vc.VCReg(alpha=1.28, beta=0.16, delta=0.05)
 SITES = vc.Sites(block=REG, downsample=REG)

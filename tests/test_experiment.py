@@ -7,7 +7,9 @@ from sklearn.datasets import load_digits
 
 import vcreg_jax as vc
 from configs import digits
-from train import experiment, loop, report
+from train.experiments import experiment
+from train.reports import report
+from train.trainer import loop
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from flax import nnx
 import vcreg_jax as vc
 from configs import digits
 from tests.torch_models import perturbed
-from train import json_files
 from train.__main__ import main
-from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig, Pretraining
-from train.export import read_program
-from train.run_folder import as_json, claim, write_json
-from train.step import split
+from train.files import json_files
+from train.interop.export import read_program
+from train.run.checkpoints import Checkpoints
+from train.run.folder import as_json, claim, write_json
+from train.trainer.step import split
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

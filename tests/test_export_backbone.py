@@ -11,13 +11,13 @@ from safetensors.numpy import load_file
 
 import vcreg_jax as vc
 from configs import digits
-from train import export
 from train.__main__ import main
-from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig, JointEmbedding, Pretraining
-from train.model import Architecture
-from train.run_folder import as_json, claim
-from train.step import split
+from train.interop import export
+from train.run.checkpoints import Checkpoints
+from train.run.folder import as_json, claim
+from train.trainer.model import Architecture
+from train.trainer.step import split
 from vcreg_jax.losses import NTXent
 
 COLOUR = (8, 8, 3)

@@ -11,11 +11,11 @@ import pytest
 from sklearn.datasets import load_digits
 
 from configs import digits
-from train import features
 from train.config import MeshConfig
 from train.data import pipeline
-from train.evaluation import Trained
-from train.mesh import make_mesh
+from train.trainer import features
+from train.trainer.evaluation import Trained
+from train.trainer.mesh import make_mesh
 
 BATCH = 240  # 710 test images: the last batch is padded
 

@@ -8,8 +8,9 @@ import torch
 
 import vcreg_jax as vc
 from configs import fig1_two_moons
-from train import figure1, two_moons
-from train.two_moons import EDGE, GRID, Method, TwoMoons
+from train.experiments import two_moons
+from train.experiments.two_moons import EDGE, GRID, Method, TwoMoons
+from train.reports import figure1
 
 AXIS = np.linspace(-EDGE, EDGE, GRID)
 X, Y = np.meshgrid(AXIS, AXIS, indexing="ij")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from train import gradient_probe
 from train.config import SGD, AdamW, GradientProbeConfig
-from train.probe import Split
+from train.experiments import gradient_probe
+from vcreg_jax.probes.linear import Split
 
 
 class Rows(NamedTuple):

@@ -6,13 +6,13 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import digits
-from train import grid
 from train.augment import AugmentConfig, moved
 from train.data import pipeline
-from train.model import Architecture, create_state, structure
-from train.objective import objective
-from train.optim import make_optimizer
-from train.step import Normalize, make_predict, make_train_step
+from train.experiments import grid
+from train.trainer.model import Architecture, create_state, structure
+from train.trainer.objective import objective
+from train.trainer.optim import make_optimizer
+from train.trainer.step import Normalize, make_predict, make_train_step
 from vcreg_jax import Sites, VCReg
 
 SETTINGS = [

@@ -8,13 +8,14 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from configs import table3_cifar10_lt, table3_cifar100_lt
 from tests.test_grid import recipe
-from train import grid, grid_search, grid_table
 from train.config import NearestNeighborsConfig, ProbeConfig, Target
 from train.data import pipeline
-from train.grid import Grid, Setting, Strengths
-from train.model import structure
-from train.saved_state import read_arrays
-from train.step import Normalize, make_predict, split
+from train.experiments import grid, grid_search
+from train.experiments.grid import Grid, Setting, Strengths
+from train.reports import grid_table
+from train.run.checkpoint_format import read_arrays
+from train.trainer.model import structure
+from train.trainer.step import Normalize, make_predict, split
 from vcreg_jax import Sites, VCReg
 
 

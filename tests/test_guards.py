@@ -9,11 +9,11 @@ import pytest
 from jax.sharding import Mesh
 
 from tests.tiny_network import Tiny, batch
-from train import guards
-from train import mesh as meshes
 from train.config import EMAConfig, GuardConfig
-from train.objective import Classification
-from train.step import Normalize, initial_state, make_train_step, split
+from train.trainer import guards
+from train.trainer import mesh as meshes
+from train.trainer.objective import Classification
+from train.trainer.step import Normalize, initial_state, make_train_step, split
 
 NORMALIZE = Normalize(mean=(0.3,), std=(0.4,))
 

@@ -18,13 +18,14 @@ from jax.sharding import Mesh
 
 import vcreg_jax as vc
 from configs import digits
-from train import evaluation, hosts
-from train import mesh as meshes
-from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig
 from train.data import pipeline
-from train.objective import Classification
-from train.step import Normalize, initial_state, make_predict, make_train_step, split, weights_to_use
+from train.run import hosts
+from train.run.checkpoints import Checkpoints
+from train.trainer import evaluation
+from train.trainer import mesh as meshes
+from train.trainer.objective import Classification
+from train.trainer.step import Normalize, initial_state, make_predict, make_train_step, split, weights_to_use
 
 ROOT = Path(__file__).parent.parent
 DATA = digits.get_config().train.data

@@ -41,6 +41,45 @@ def test_the_application_does_not_import_experiments():
         assert "configs" not in _imported(path), path
 
 
+ROOMS = [
+    "augment",
+    "config",
+    "config_file",
+    "data",
+    "run",
+    "trainer",
+    "interop",
+    "experiments",
+    "reports",
+    "benchmarks",
+]
+
+
+def _rooms_imported(path: Path) -> set[str]:
+    """The folders and files of `train` that a module imports from, also inside functions."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "train":
+            rooms |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("train."):
+            rooms.add((node.module or "").split(".")[1])
+    return rooms
+
+
+@pytest.mark.parametrize("room", [*ROOMS, "__main__"])
+def test_the_rooms_of_the_application_import_from_earlier_ones_alone(room):
+    folder = ROOT / "train" / room
+    paths = list(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    may = {*ROOMS[: ROOMS.index(room) + 1]} if room in ROOMS else set(ROOMS)
+    for path in paths:
+        assert _rooms_imported(path) <= may, path
+
+
+def test_every_file_of_the_application_lies_in_a_room():
+    names = {path.name.removesuffix(".py") for path in (ROOT / "train").iterdir() if path.name != "__pycache__"}
+    assert names == {*ROOMS, "__init__", "__main__"}
+
+
 PROGRAM = """
 import sys
 
@@ -76,11 +115,9 @@ def test_the_barrier_itself_holds():
 
 def test_benchmarks_and_grids_need_no_package_that_reads_data_or_options():
     missing = ["grain", "tensorflow_datasets", "tensorflow", "array_record", "importlib_resources", "tyro", "sklearn"]
-    modules = (
-        "bench, benchmark_gpu, benchmark_gpu_stages, benchmark_jax, dispatch, grid, roofline, superclasses, table1"
-    )
-    body = f"""
-from train import {modules}
+    body = """
+from train.benchmarks import bench, dispatch, gpu, gpu_stages, roofline, step_jax, superclasses, table1
+from train.experiments import grid
 from train.__main__ import main
 main(["bench", "gpu", "--stages", "nothing"])
 """

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import vcreg_jax as vc
 from configs import table4_simclr
 from tests.reference import finite_differences
-from train import loop
+from train.trainer import loop
 from vcreg_jax import Sites
 
 LOSSES = {

@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from train import json_files, run_folder
 from train.__main__ import main
-from train.log import MetricsFile
+from train.files import json_files
+from train.run import folder
+from train.run.log import MetricsFile
 
 VALUES = {"accuracy": 0.125, "targets": {"digits": {"l2": 1e-05, "name": "naïve"}}, "steps": [1, 2]}
 RNG = np.random.default_rng(0)
@@ -77,13 +78,13 @@ def test_lines_are_appended_in_place_of_a_torn_one(tmp_path):
 
 
 def test_a_run_folder_keeps_to_its_data(tmp_path):
-    with run_folder.claim(tmp_path, {"name": "a"}, {"digits train": "1", "digits test": "2"}):
+    with folder.claim(tmp_path, {"name": "a"}, {"digits train": "1", "digits test": "2"}):
         pass
-    with run_folder.claim(tmp_path, {"name": "a"}, {"digits train": "1"}):
+    with folder.claim(tmp_path, {"name": "a"}, {"digits train": "1"}):
         pass
     with (
         pytest.raises(ValueError, match="holds runs on other images or labels of digits test"),
-        run_folder.claim(tmp_path, {"name": "a"}, {"digits train": "1", "digits test": "3"}),
+        folder.claim(tmp_path, {"name": "a"}, {"digits train": "1", "digits test": "3"}),
     ):
         pass
 
@@ -92,9 +93,9 @@ def test_the_report_refuses_numbers_and_pictures_that_are_not_what_was_written(t
     seed = tmp_path / "VCReg" / "seed0"
     seed.mkdir(parents=True)
     np.savez(seed / "features.npz", l2=np.arange(3.0))
-    result = {"probe_accuracy": 0.5, run_folder.ARRAYS_HASH: run_folder.file_hash(seed / "features.npz")}
+    result = {"probe_accuracy": 0.5, folder.ARRAYS_HASH: folder.file_hash(seed / "features.npz")}
     json_files.write(seed / "result.json", result)
-    run_folder.check(tmp_path)
+    folder.check(tmp_path)
     np.savez(seed / "features.npz", l2=np.arange(4.0))
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path)])

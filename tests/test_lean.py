@@ -75,9 +75,7 @@ def test_in_bfloat16_only_the_inputs_are_kept_and_statistics_are_float32():
     layer.dtype = jnp.bfloat16
     kept = [aval for aval, _ in saved_residuals(lambda x: layer(gelu(x)).astype(jnp.float32).sum(), x)]
     large = [(aval.shape, aval.dtype) for aval in kept if aval.size >= x.size]
-    assert (
-        large == [(x.shape, jnp.bfloat16)] * 2
-    )  # of gelu and of the norm; autodiff keeps six, three of them float32
+    assert large == [(x.shape, jnp.bfloat16)] * 2  # of gelu and of the norm; autodiff keeps six, three of them float32
     wide = nnx.LayerNorm(64, epsilon=EPSILON, use_fast_variance=False, rngs=nnx.Rngs(0))
     wide.scale[...], wide.bias[...] = layer.scale[...], layer.bias[...]
     np.testing.assert_array_equal(layer(x), wide(x.astype(jnp.float32)).astype(jnp.bfloat16))

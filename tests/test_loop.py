@@ -9,10 +9,10 @@ from tensorboardX.proto.event_pb2 import Event
 
 import vcreg_jax as vc
 from configs import digits
-from train import evaluation, loop
 from train.augment import MixConfig
-from train.log import MetricsFile
-from train.optim import learning_rate
+from train.run.log import MetricsFile
+from train.trainer import evaluation, loop
+from train.trainer.optim import learning_rate
 
 SITES = vc.Sites(block=vc.VCReg())
 

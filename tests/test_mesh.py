@@ -6,13 +6,13 @@ import optax
 import pytest
 
 import vcreg_jax as vc
-from train import mesh as meshes
-from train import preflight
+from train.benchmarks import preflight
 from train.config import DataConfig, MeshConfig, ModelConfig
 from train.data import pipeline
-from train.model import Architecture, create_state, structure
-from train.objective import Classification
-from train.step import Normalize, make_train_step
+from train.trainer import mesh as meshes
+from train.trainer.model import Architecture, create_state, structure
+from train.trainer.objective import Classification
+from train.trainer.step import Normalize, make_train_step
 
 DATA = DataConfig("synthetic", "label", (0.5,), (0.25,), channels=1, synthetic_size=8, synthetic_classes=2)
 SITES = vc.Sites(block=vc.VCReg(alpha=2.0, beta=5.0))

@@ -8,10 +8,10 @@ import optax
 import pytest
 
 from tests.tiny_network import Tiny, batch
-from train import nonfinite
 from train.config import GuardConfig
-from train.objective import Classification
-from train.step import Normalize, initial_state, make_loss, split
+from train.trainer import nonfinite
+from train.trainer.objective import Classification
+from train.trainer.step import Normalize, initial_state, make_loss, split
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from flax import nnx
 from jax.sharding import AxisType
 
 import vcreg_jax as vc
-from train import mesh as meshes
 from train.config import JointEmbedding, ModelConfig
-from train.model import Architecture, create_state, structure
-from train.objective import Agreement
-from train.step import Normalize, make_train_step
+from train.trainer import mesh as meshes
+from train.trainer.model import Architecture, create_state, structure
+from train.trainer.objective import Agreement
+from train.trainer.step import Normalize, make_train_step
 from vcreg_jax.losses import NTXent
 
 NORMALIZE = Normalize((0.3,), (0.4,))

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vcreg_jax as vc
 from tests import reference
-from train import probe, quick_probes
+from vcreg_jax.probes import linear, quick
 
 P = PartitionSpec
 REG = vc.VCReg(delta=0.5)
@@ -191,8 +191,8 @@ def test_standardized_features_are_scikit_learns_in_float64_and_constant_ones_ar
     h = np.array(features(4096, 6))
     h[:, 5] = 0.1
     mask = np.arange(4096) % 3 > 0
-    rows = probe._Rows(jnp.asarray(h), jnp.zeros(4096, int), jnp.asarray(mask))
-    ours = probe._standardized(rows, by=rows).features
+    rows = linear._Rows(jnp.asarray(h), jnp.zeros(4096, int), jnp.asarray(mask))
+    ours = linear._standardized(rows, by=rows).features
     expected = np.array(StandardScaler().fit(np.float64(h[mask])).transform(np.float64(h)))
     expected[:, 5] = 0.0
     np.testing.assert_allclose(ours, expected, atol=FLOAT32)
@@ -203,7 +203,7 @@ def test_ridge_predicts_what_it_predicts_of_centred_features():
     labels = jnp.argmax(h - h.mean(axis=0, keepdims=True), axis=1)
     centred = np.asarray(h, np.float64)
     centred = jnp.asarray(centred - centred.mean(axis=0), jnp.float32)
-    ridge = functools.partial(quick_probes.ridge, num_classes=6, l2=jnp.asarray([1.0]))
+    ridge = functools.partial(quick.ridge, num_classes=6, l2=jnp.asarray([1.0]))
     np.testing.assert_array_equal(ridge(h, labels, h), ridge(centred, labels, centred))
 
 

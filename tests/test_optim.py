@@ -9,7 +9,7 @@ from flax import nnx
 
 import vcreg_jax as vc
 from train.config import AdamW, Cosine, OptimizerConfig, StepDecay
-from train.optim import learning_rate, make_optimizer, normalization_parameters
+from train.trainer.optim import learning_rate, make_optimizer, normalization_parameters
 
 CONFIG = OptimizerConfig(AdamW(weight_decay=0.05), Cosine(1e-2, warmup_steps=5))
 

@@ -12,10 +12,11 @@ from configs import table5_superclass
 from tests.test_grid_search import result, small
 from tests.test_report import PROBE, Page, write_run
 from tests.test_tables import finished
-from train import analyse, analysis_page, axis_labels, figure1, grid_table, report, tables
 from train.config import Candidate
-from train.grid import Strengths
-from train.two_moons import Method, TwoMoons
+from train.experiments import analyse
+from train.experiments.grid import Strengths
+from train.experiments.two_moons import Method, TwoMoons
+from train.reports import analysis_page, axis_labels, figure1, grid_table, report, tables
 from vcreg_jax import Sites, VCReg
 
 BAD = "<img src=x onerror=alert(1)>"

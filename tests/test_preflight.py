@@ -14,14 +14,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vcreg_jax as vc
 from configs import digits
-from train import mesh as meshes
-from train import preflight, tpu_compiler
 from train.__main__ import main
+from train.benchmarks import preflight, tpu_compiler
+from train.benchmarks.preflight import Plan
+from train.benchmarks.tpu_compiler import GIB, Collective, Compiled, TooLarge
 from train.config import MeshConfig, ModelConfig
-from train.model import Architecture
-from train.preflight import Plan
-from train.step import split
-from train.tpu_compiler import GIB, Collective, Compiled, TooLarge
+from train.trainer import mesh as meshes
+from train.trainer.model import Architecture
+from train.trainer.step import split
 
 pytest.importorskip("libtpu", reason="the extra `aot` is not installed")
 pytestmark = pytest.mark.optimized

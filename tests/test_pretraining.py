@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 from configs import digits
-from train import loop, pretraining
 from train.config import EMAConfig, Pretraining
 from train.data import pipeline
+from train.experiments import pretraining
+from train.trainer import loop
 from vcreg_jax import Sites, VCReg
 
 

@@ -13,10 +13,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
-from train import lbfgs, logistic, preflight, probe
+from train.benchmarks import preflight
 from train.config import MeshConfig
-from train.mesh import batch_sharding, make_mesh
-from train.probe import Split
+from train.trainer.mesh import batch_sharding, make_mesh
+from vcreg_jax.probes import lbfgs, logistic
+from vcreg_jax.probes import linear as probe
+from vcreg_jax.probes.linear import Split
 
 STRENGTHS = np.array([1.0, 1e-6, 1e5, 1e-3, 1e2])  # both ends of the grid, in no order
 CLASSES = 4

@@ -10,9 +10,10 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from configs import digits
-from train import features, loop, monitor, quick_probes
 from train.data import pipeline
+from train.trainer import features, loop, online_probe
 from vcreg_jax import Sites
+from vcreg_jax.probes import quick
 
 RNG = np.random.default_rng(0)
 
@@ -37,7 +38,7 @@ def test_neighbours_vote_as_sklearns_do_with_the_same_weights(x64, neighbours):
 
     voting: Any = weights  # the stubs know only its names for them
     other = KNeighborsClassifier(neighbours, weights=voting, algorithm="brute").fit(unit(x), y)
-    found = np.asarray(quick_probes.knn(x, y, seen, 5, neighbours))
+    found = np.asarray(quick.knn(x, y, seen, 5, neighbours))
     np.testing.assert_array_equal(found[1:], other.predict(unit(seen))[1:])
 
 
@@ -46,7 +47,7 @@ def test_ridge_is_sklearns_at_every_strength(x64, shape):
     x, y = clusters(*shape)
     seen = clusters(1000, shape[1])[0]
     strengths = [1e-3, 1.0, 1e3, 1e6]
-    found = np.asarray(quick_probes.ridge(x, y, seen, 7, strengths))  # two classes without examples
+    found = np.asarray(quick.ridge(x, y, seen, 7, strengths))  # two classes without examples
     for i, l2 in enumerate(strengths):
         outputs = Ridge(alpha=l2).fit(x, np.eye(7)[y]).predict(seen)
         np.testing.assert_array_equal(found[i], outputs.argmax(axis=1))
@@ -56,7 +57,7 @@ def test_ridge_is_sklearns_at_every_strength(x64, shape):
 def test_more_neighbours_than_rows_are_refused():
     x, y = clusters(10, 3)
     with pytest.raises(ValueError, match=r"neighbours must lie in 1\.\.10, the training rows, got 11"):
-        quick_probes.knn(x, y, x, 5, 11)
+        quick.knn(x, y, x, 5, 11)
 
 
 def test_training_watches_validation_features_with_both(tmp_path):
@@ -73,7 +74,9 @@ def test_training_watches_validation_features_with_both(tmp_path):
     some = np.sort(np.random.default_rng(0).permutation(len(x))[:300])
     x, y = x[some].astype(np.float64), y[some]
     unit = x.var(axis=0).mean() * 300
-    ridges = [Ridge(alpha=unit * share).fit(x, np.eye(2)[y]).predict(rows).argmax(axis=1) for share in monitor.SHARES]
+    ridges = [
+        Ridge(alpha=unit * share).fit(x, np.eye(2)[y]).predict(rows).argmax(axis=1) for share in online_probe.SHARES
+    ]
     best = max((predicted == labels).mean() for predicted in ridges)
     np.testing.assert_allclose(logged["ridge_accuracy"], best, atol=2 / len(rows))
     cosines = (rows / np.linalg.norm(rows, axis=1)[:, None]) @ (x / np.linalg.norm(x, axis=1)[:, None]).T

@@ -10,9 +10,11 @@ import pytest
 import safetensors
 
 from configs import digits
-from train import convert, hosts, json_files, run_folder, saved_config
 from train.__main__ import main
 from train.config import LARS, SGD, AdamW, Cosine, EMAConfig, MeshConfig, Pretraining, ProbeConfig, StepDecay
+from train.files import json_files
+from train.interop import convert, saved_config
+from train.run import folder, hosts
 
 TRAIN = digits.get_config().train
 REFUSED = {
@@ -69,7 +71,7 @@ def test_a_number_from_the_command_line_is_refused_in_one_line(capsys):
 def test_an_accuracy_that_is_no_fraction_is_refused(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({"targets": {"digits": {"accuracy": 7.3}}}))
     with pytest.raises(ValueError, match="accuracy must lie in 0..1, got 7.3"):
-        run_folder.check(tmp_path)
+        folder.check(tmp_path)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
@@ -100,7 +102,7 @@ def test_a_file_is_not_written_over_by_one_that_is_damaged(tmp_path):
     (tmp_path / "config.json").write_text(text[:9])
     with (
         pytest.raises(ValueError, match=r"config.json cannot be read"),
-        run_folder.claim(tmp_path, {"name": "a"}),
+        folder.claim(tmp_path, {"name": "a"}),
     ):
         pass
     assert (tmp_path / "config.json").read_text() == text[:9]
@@ -128,7 +130,7 @@ def test_weights_on_a_full_disk_are_one_error_and_leave_nothing(tmp_path, suffix
 
 @pytest.mark.parametrize("change", [{"class": 5}, {"class": ["a"]}, {"steps": -1}, {"step": 1}])
 def test_a_strangers_config_is_refused_by_its_name(tmp_path, change):
-    config = run_folder.as_json(digits.get_config())
+    config = folder.as_json(digits.get_config())
     config["train"] |= change
     json_files.write(tmp_path / "config.json", config)
     with pytest.raises(ValueError, match="config.json"):

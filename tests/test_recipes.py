@@ -8,11 +8,11 @@ import pytest
 from flax import nnx
 
 from configs import recipes
-from train import loop
 from train.augment import AugmentConfig, EvalTransformConfig, MixConfig
 from train.config import DataConfig
-from train.model import Architecture, structure
-from train.optim import learning_rate, make_optimizer
+from train.trainer import loop
+from train.trainer.model import Architecture, structure
+from train.trainer.optim import learning_rate, make_optimizer
 from vcreg_jax import Sites
 
 

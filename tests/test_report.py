@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from train import figures, report
+from train.reports import figures, report
 
 PROBE = {"baseline": [0.90, 0.92, 0.91], "VCReg": [0.95, 0.94, 0.97]}
 RANK = {"baseline": [3.0, 3.5, 2.5], "VCReg": [11.0, 12.0, 14.5]}

@@ -10,10 +10,11 @@ import pytest
 
 import vcreg_jax as vc
 from configs import digits
-from train import loop, resume
 from train.config import MeshConfig, Pretraining
-from train.log import MetricsFile
-from train.run_folder import claim
+from train.run import resume
+from train.run.folder import claim
+from train.run.log import MetricsFile
+from train.trainer import loop
 
 ROOT = Path(__file__).parent.parent
 HOLD = """

@@ -9,19 +9,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import vcreg_jax as vc
-from train import mesh as meshes
 from train.augment import MixConfig, mix
 from train.config import EMAConfig
-from train.objective import Classification
-from train.step import (
-    Normalize,
-    eval_sums,
-    initial_state,
-    make_predict,
-    make_train_step,
-    split,
-    weights_to_use,
-)
+from train.trainer import mesh as meshes
+from train.trainer.objective import Classification
+from train.trainer.step import Normalize, eval_sums, initial_state, make_predict, make_train_step, split, weights_to_use
 
 NORMALIZE = Normalize(mean=(0.3,), std=(0.4,))
 REG = vc.VCReg(alpha=2.0, beta=5.0)

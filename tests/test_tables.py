@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs import table2_imagenet, table4_simclr, table4_vicreg, table5_superclass, table7_placement
-from train import tables
 from train.__main__ import main
+from train.reports import tables
 
 RNG = np.random.default_rng(0)
 

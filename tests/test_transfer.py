@@ -9,10 +9,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from configs import digits, probes
-from train import targets, transfer
 from train.augment import AugmentConfig
 from train.config import AdamW, Candidate, GradientProbeConfig, JointEmbedding, ProbeConfig, Target, Transfer
 from train.data import pipeline
+from train.experiments import targets, transfer
 from vcreg_jax import Sites, VCReg
 from vcreg_jax.losses import VICReg
 

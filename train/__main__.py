@@ -106,10 +106,12 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
     from train import config_file
 
     config = config_file.overridden(config_file.load(Path(arguments[0]), given.point), tuple(overrides))
-    from train import experiment, figure1, grid_search, hosts, log, preemption, pretraining, transfer
     from train.config import Pretraining, Transfer
-    from train.grid import Grid
-    from train.two_moons import TwoMoons
+    from train.experiments import experiment, grid_search, pretraining, transfer
+    from train.experiments.grid import Grid
+    from train.experiments.two_moons import TwoMoons
+    from train.reports import figure1
+    from train.run import hosts, log, preemption
 
     hosts.join(given.coordinator, given.num_processes, given.process_id)
     kinds = {Grid: grid_search, Pretraining: pretraining, Transfer: transfer, TwoMoons: figure1}
@@ -128,7 +130,8 @@ def _run(arguments: tuple[str, ...], command: str) -> None:
 
 
 def _report(folder: Path) -> None:
-    from train import report, run_folder
+    from train.reports import report
+    from train.run import folder as run_folder
 
     run_folder.check(folder)
     path = report.write(folder)
@@ -137,9 +140,11 @@ def _report(folder: Path) -> None:
 
 
 def _table(name: str) -> None:
-    from train import config_file, grid_table, run_folder, tables
+    from train import config_file
     from train.config import Transfer
-    from train.grid import Grid
+    from train.experiments.grid import Grid
+    from train.reports import grid_table, tables
+    from train.run import folder as run_folder
 
     configs = [
         one for path in sorted(Path("configs").glob(f"{name}_*.py")) for one in config_file.points(path).values()
@@ -189,7 +194,7 @@ def _analyse(arguments: tuple[str, ...]) -> None:
     parser.add_argument("--label", metavar="NAME", help="another of its labels")
     parser.add_argument("--critic-steps", metavar="N", type=int, default=2000)
     parser.add_argument("--output", metavar="FOLDER", type=Path)
-    from train import analysis_page
+    from train.reports import analysis_page
 
     analysis_page.run(parser.parse_args(arguments), ["python", "-m", "train", "analyse", *arguments])
 
@@ -201,7 +206,7 @@ def _convert(arguments: tuple[str, ...]) -> None:
     parser.add_argument("--model", metavar="NAME")
     parser.add_argument("--num-classes", metavar="N", type=int)
     given = parser.parse_args(arguments)
-    from train.convert import convert
+    from train.interop.convert import convert
 
     print(convert(given.source, given.target, given.model, given.num_classes))
 
@@ -213,7 +218,7 @@ def _export(arguments: tuple[str, ...]) -> None:
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: RUN/ARM/SEED/export")
     parser.add_argument("--image-size", metavar="N", type=int, help="default: the evaluation's")
     given = parser.parse_args(arguments)
-    from train.export import export
+    from train.interop.export import export
 
     print(export(given.folder, given.to, given.out, given.image_size))
 
@@ -223,7 +228,7 @@ def _crosscheck(arguments: tuple[str, ...]) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path)
     given = parser.parse_args(arguments)
     try:
-        from train.crosscheck import command
+        from train.interop.crosscheck import command
     except ModuleNotFoundError as error:
         raise ValueError(f"`crosscheck` needs {error.name}: pip install 'vcreg-jax[train,torch]'.") from error
     if not command.run(given.json):
@@ -231,7 +236,7 @@ def _crosscheck(arguments: tuple[str, ...]) -> None:
 
 
 def _bench(arguments: tuple[str, ...]) -> None:
-    from train import bench
+    from train.benchmarks import bench
 
     parser = _Parser("python -m train bench", description=bench.__doc__)
     parser.add_argument("what", choices=("table1", "roofline", "dispatch", "input", "probe", "grid", "gpu"))
@@ -263,7 +268,8 @@ def _preflight(arguments: tuple[str, ...]) -> None:
     parser.add_argument("--num-classes", metavar="N", type=int)
     parser.add_argument("--json", metavar="FILE", type=Path)
     given, overrides = parser.parse_known_args(arguments)
-    from train import config_file, preflight
+    from train import config_file
+    from train.benchmarks import preflight
 
     config = config_file.overridden(config_file.load(given.config), tuple(overrides))
 

@@ -157,7 +157,7 @@ class OptimizerConfig:
 class EMAConfig:
     """An exponential moving average of parameters and batch statistics, used in place of the last ones."""
 
-    decay: float  # of one update; `train.ema.adjusted_decay` gives torchvision's
+    decay: float  # of one update; `train.trainer.ema.adjusted_decay` gives torchvision's
     steps_per_epoch: int  # updates are counted from the start of every epoch
     every_steps: int = 32  # between updates
     copy_steps: int = 0  # up to this step an update is a plain copy: the warm-up's
@@ -237,8 +237,8 @@ class TrainConfig:
     eval_every: int = 100  # steps
     save_every: int = 500  # steps
     log_every: int = 10  # steps
-    monitor_images: int = 0  # training images whose features are probed at every evaluation; `train.monitor`
-    diagnose_every: int = 0  # steps between looks into every layer (`train.diagnostics`), beside step 1; 0: never
+    monitor_images: int = 0  # training images whose features are probed at every evaluation
+    diagnose_every: int = 0  # steps between looks into every layer, beside step 1; 0: never
     tensorboard: bool = False  # event files beside metrics.jsonl; needs the extra `tensorboard`
     hang_seconds: float = 600.0  # for a step, a batch or a checkpoint, then the run ends; ten times as long to compile
     checkpoints: CheckpointConfig = CheckpointConfig()
@@ -262,7 +262,7 @@ class ProbeConfig:
     l2_count: int = 45
     metric: Literal["top1", "mean_per_class"] = "top1"
     standardize: bool = False  # features to zero mean and unit variance first
-    tolerance: float = 1e-4  # of the gradient's norm; see `train.probe.fit`
+    tolerance: float = 1e-4  # of the gradient's norm; see `vcreg_jax.probes.linear.fit`
     max_iterations: int = 2000
     warm_start: bool = True  # along the strengths
 

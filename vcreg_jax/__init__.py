@@ -1,6 +1,6 @@
 """Variance-Covariance Regularization for JAX and Flax: `import vcreg_jax as vc`."""
 
-from vcreg_jax import linen, losses, metrics, mine, models, torch_weights
+from vcreg_jax import linen, losses, metrics, mine, models, probes, torch_weights
 from vcreg_jax.attach import attach, detach
 from vcreg_jax.baselines import DeCov, WLDReg
 from vcreg_jax.check import Reach, check
@@ -31,5 +31,6 @@ __all__ = [
     "mine",
     "models",
     "on_axis",
+    "probes",
     "torch_weights",
 ]

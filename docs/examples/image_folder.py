@@ -16,10 +16,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `train` is run from the repository, it is not installed
 
 import vcreg_jax as vc
-from train import experiment, report
 from train.augment import AugmentConfig, EvalTransformConfig
 from train.config import AdamW, Cosine, DataConfig, Experiment, ModelConfig, OptimizerConfig, ProbeConfig, TrainConfig
 from train.data import builders
+from train.experiments import experiment
+from train.reports import report
 
 
 def draw(folder: Path) -> None:

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from tests.faults.victim import Victim, fresh
-from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig
-from train.saved_state import read_arrays
+from train.run.checkpoint_format import read_arrays
+from train.run.checkpoints import Checkpoints
 
 FLIPS = 50
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from tests.faults import victim
-from train import json_files, run_folder
 from train.data import pipeline
-from train.saved_state import read_arrays
+from train.files import json_files
+from train.run import folder as run_folder
+from train.run.checkpoint_format import read_arrays
 
 FLIPS, SEED = 1000, 0
 

@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from tests.faults.victim import fresh
-from train import convert, json_files
 from train.data import builders, hashes, images, packed
 from train.data.archives import Files
+from train.files import json_files
+from train.interop import convert
 
 MUTATIONS, SECONDS, GIB, SEED = 20_000, 10, 2**30, 0
 EXTREMES = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x80", b"99999999", b"-1", b"NaN", b"[[[[")

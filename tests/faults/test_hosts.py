@@ -11,10 +11,10 @@ import pytest
 
 from tests import tiny
 from tests.processes import ROOT, Run
-from train import json_files
 from train.data import hashes as of_files
 from train.data import pipeline
-from train.saved_state import read_about
+from train.files import json_files
+from train.run.checkpoint_format import read_about
 
 LONG = ("--train.steps", "30", "--train.eval-every", "10", "--train.save-every", "10")
 
@@ -124,7 +124,7 @@ def test_a_host_that_stops_is_noticed_and_the_stacks_are_shown(tmp_path):
         run.processes[1].send_signal(signal.SIGSTOP)
         assert run.processes[0].wait(90) == 1
     assert "has taken over 30 s (hang_seconds); where each thread is:" in run.output()
-    assert 'train/loop.py", line' in run.output()
+    assert 'train/trainer/loop.py", line' in run.output()
 
 
 def test_hosts_that_are_not_alike_are_refused_on_every_host(tmp_path):

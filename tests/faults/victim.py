@@ -13,7 +13,7 @@ import numpy as np
 
 from configs import digits
 from train.config import Pretraining
-from train.saved_state import read_arrays
+from train.run.checkpoint_format import read_arrays
 
 ROOT = Path(__file__).parents[2]
 STEPS = 300

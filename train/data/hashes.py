@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from train import json_files
+from train.files import json_files
 
 FILE = "hashes.json"
 _THREADS = 8

@@ -1,0 +1,1 @@
+"""How long things take, measured here or estimated for other devices."""

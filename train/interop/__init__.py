@@ -1,0 +1,1 @@
+"""Weights and programs from and for other libraries, and the check against PyTorch."""

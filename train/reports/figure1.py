@@ -1,0 +1,208 @@
+"""Figure 1 of the paper: every method's decision boundary as a picture, and two numbers that the paper does not give.
+
+<run>/figure1.json   per network and method the numbers of every seed, and how they were made
+<run>/figure1.svg    the boundary of the mean over seeds, with the first seed's points
+<run>/report.html    both on one page that needs no network
+"""
+
+import hashlib
+import html
+import io
+import json
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+
+from train.experiments.two_moons import EDGE, GRID, Found, Method, TwoMoons, points, train
+from train.reports import figures, page
+from train.run.folder import as_json, claim, provenance, versions, write_json
+
+_GROUNDS = ("#f3d9c6", "#cfe0ee")  # where the output is negative, and positive
+LEGEND = (
+    "Distance: of the points to their own run's boundary, the mean and the smallest. Sensitivity ratio: mean |df/dx1| "
+    "over mean |df/dx2| at the points, x1 being the axis that separates. Mean ± standard deviation over seeds."
+)
+_POINTS = ("#c55300", "#0071b1")  # not quite the arms', which a dark page makes lighter: the grounds stay light
+
+
+def run(config: TwoMoons, command: str) -> FilePath:
+    """Trains every network under every method and returns the run folder, complete; finished methods are kept.
+
+    Raises:
+      ValueError: before any work, for a config without a seed, network or method, or another one's folder.
+    """
+    if not (config.seeds and config.networks and config.methods):
+        raise ValueError("Figure 1 needs a seed, a network and a method.")
+    started = time.perf_counter()
+    folder = FilePath(config.runs_directory) / config.name
+    rows, panels = [], {}
+    with claim(folder, config):
+        for network, widths in config.networks.items():
+            for name, method in config.methods.items():
+                found = _trained(config, method.widths or widths, method, folder / "trained")
+                rows.append({"network": network, "method": name, **_numbers(config, method, found)})
+                panels[network, name] = found.values.mean(axis=0)
+                print(line(rows[-1]), flush=True)
+    about = provenance(config, command, time.perf_counter() - started)
+    write_json(folder / "figure1.json", {"rows": rows, **about})
+    (folder / "figure1.svg").write_text(drawn(picture(config, panels)), encoding="utf-8")
+    (folder / "report.html").write_text(_page(rows, picture(config, panels), about), encoding="utf-8")
+    return folder
+
+
+def _numbers(config: TwoMoons, method: Method, found: Found) -> dict[str, list[float]]:
+    """Of every seed."""
+    seeds = zip(found.values, config.seeds, strict=True)
+    away = [distances(values, config, seed, method.rotation) for values, seed in seeds]
+    numbers = {
+        "distance": [own.mean() for own in away],
+        "margin": [own.min() for own in away],
+        "sensitivity": sensitivity(found.slopes),
+        "accuracy": found.accuracy,
+    }
+    return {name: list(map(float, values)) for name, values in numbers.items()}
+
+
+def _trained(config: TwoMoons, widths: tuple[int, ...], method: Method, folder: FilePath) -> Found:
+    """What `train` gives, kept in a file that is named by the hash of all that it depends on."""
+    names = ("seeds", "steps", "samples", "noise", "margin")
+    decides = {"method": method, "widths": widths, **{name: getattr(config, name) for name in names}}
+    text = json.dumps(as_json(decides) | versions(), sort_keys=True)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as saved:
+            return Found(**saved)
+    began = time.perf_counter()
+    found = train(config, widths, method)
+    print(f"{time.perf_counter() - began:.0f} s: ", end="")
+    folder.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **found._asdict())
+    partial.replace(path)
+    return found
+
+
+def boundary(values: NDArray) -> NDArray:
+    """Where a function on the grid is 0 along the grid's lines, linearly between neighbours: points (m, 2)."""
+    axis = np.linspace(-EDGE, EDGE, GRID)
+    found = []
+    for along, field in ((0, values), (1, values.T)):
+        a, b = field[:-1], field[1:]
+        i, j = np.nonzero((a < 0) != (b < 0))
+        crossing = axis[i] + (axis[1] - axis[0]) * a[i, j] / (a[i, j] - b[i, j])
+        pair = (crossing, axis[j])
+        found.append(np.stack(pair if along == 0 else pair[::-1], axis=1))
+    return np.concatenate(found)
+
+
+def distances(values: NDArray, config: TwoMoons, seed: int, rotation: float = 0.0) -> NDArray:
+    """The distance of each of one seed's points to its boundary (n,); NaN where there is none within the grid."""
+    zeros = boundary(values)
+    x, _ = points(config, seed, rotation)
+    return KDTree(zeros).query(x)[0] if len(zeros) else np.full(len(x), np.nan)
+
+
+def sensitivity(slopes: NDArray) -> NDArray:
+    """By seed, mean |df/dx1| over mean |df/dx2| at the points: how much more the separating axis counts."""
+    size = np.abs(slopes).mean(axis=1)
+    return size[:, 0] / size[:, 1]
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One network under one method, as text."""
+    return "  ".join([f"{row['network']:12} {row['method']:22}", *_cells(row)])
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for key, form in (("distance", ".3f"), ("margin", ".3f"), ("sensitivity", ".1f")):
+        values = np.asarray(row[key])
+        std = f" ± {values.std(ddof=1):{form}}" if len(values) > 1 else ""
+        cells.append(f"{values.mean():{form}}{std}")
+    return cells
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The numbers as a table: methods down, networks across; mean ± standard deviation (n - 1) over seeds."""
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    cells = {(row["network"], row["method"]): _cells(row) for row in rows}
+    headings = [f"{what}, {net}" for net in networks for what in ("mean distance", "smallest", "sensitivity ratio")]
+    lines = [["method", *headings], ["---", *["---:"] * len(headings)]]
+    lines += [[name, *(cell for net in networks for cell in cells[net, name])] for name in names]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+@figures.styled
+def picture(config: TwoMoons, panels: Mapping[tuple[str, str], NDArray]) -> Figure:
+    """Two rows of panels per network: grounds by the sign of the mean output, and the first seed's points."""
+    names, networks = list(config.methods), list(config.networks)
+    columns = math.ceil(len(names) / 2)
+    rows = 2 * len(networks)
+    figure = Figure(figsize=(1.75 * columns, 1.95 * rows))
+    for k, (network, name) in enumerate((network, name) for network in networks for name in names):
+        i = k % len(names)
+        row, column = 2 * (k // len(names)) + i // columns, i % columns
+        axes = figure.add_axes(((column + 0.04) / columns, 1 - (row + 0.96) / rows, 0.92 / columns, 0.8 / rows))
+        title = f"{network}\n{name}" if i % columns == 0 else name
+        _panel(axes, panels[network, name], *points(config, config.seeds[0], config.methods[name].rotation), title)
+    return figure
+
+
+def _panel(axes: Axes, values: NDArray, x: NDArray, sign: NDArray, title: str) -> None:
+    axis = np.linspace(-EDGE, EDGE, GRID)
+    axes.set_facecolor(_GROUNDS[0])
+    if values.min() < 0 < values.max():
+        axes.contourf(axis, axis, values.T, [0, 1.01 * values.max()], colors=_GROUNDS[1:])
+        axes.contour(axis, axis, values.T, [0], colors="black", linewidths=1.0)
+    for colour, own in zip(_POINTS, (x[sign < 0], x[sign > 0]), strict=True):
+        # Lines of no length with round ends: a fifth of the bytes of markers.
+        codes = np.tile([Path.MOVETO, Path.LINETO], len(own))
+        dots = Path(np.stack([own, own + 1e-5], axis=1).reshape(-1, 2), codes)
+        dots.should_simplify = False
+        axes.add_patch(PathPatch(dots, edgecolor=colour, fill=False, linewidth=2.2, capstyle="round", zorder=3))
+    axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xticks=[], yticks=[], aspect="equal")
+    axes.set_title(title, fontsize=8, pad=4)
+
+
+@figures.styled
+def drawn(figure: Figure) -> str:
+    """The figure as an SVG of its own with coordinates to a tenth of a point: small enough to be committed."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
+    return _shortened(re.sub(r"[ \t]+\n", "\n", buffer.getvalue()))
+
+
+def _shortened(svg: str) -> str:
+    return re.sub(r' d="[^"]*"', lambda found: _short(found[0]), svg)
+
+
+def _short(path: str) -> str:
+    rounded = re.sub(r"(\d+\.\d)\d+", r"\1", path)
+    dots = re.sub(r"M ([\d.-]+ [\d.-]+) *\nL \1 *\n", r"M\1h0\n", rounded)
+    return dots.replace("\nL ", " ")
+
+
+def _page(rows: Sequence[Mapping[str, Any]], drawing: Figure, about: Mapping[str, Any]) -> str:
+    header, _, *body = (row.strip("| ").split(" | ") for row in markdown(rows).splitlines())
+    seeds = len(about["config"]["seeds"])
+    facts = {key: about[key] for key in ("hardware", "commit")} | {"seconds": round(about["wall_seconds"])}
+    caption = f"Grounds: the sign of the output, averaged over {seeds} seeds. Points: the first seed's."
+    alt = "Decision boundaries on two moons, a panel for every network and method."
+    main = f"""<h1>Two moons that one axis alone separates</h1>
+{_shortened(figures.picture("moons", [drawing], alt, caption))}
+{page.table(header, body)}
+<p class="soft">{html.escape(LEGEND)}</p>
+{page.footer(about["command"], facts, about["config"])}"""
+    return page.page("Figure 1: two moons", main)

@@ -1,0 +1,1 @@
+"""The training of one network: state, step, loop, and what looks on."""
