@@ -14,6 +14,7 @@ from train.__main__ import main
 from train.config import Pretraining
 from train.data import pipeline
 from train.experiments import analyse
+from train.files import json_files
 from train.interop import saved_config
 from train.reports import analysis_page
 from train.run.checkpoints import Checkpoints
@@ -41,7 +42,7 @@ def folder(tmp_path_factory):
 
 def test_a_config_comes_back_from_its_folder(folder):
     config = saved_config.load(folder)
-    assert as_json(config) == json.loads((folder / "config.json").read_text())
+    assert as_json(config) == json_files.read(folder / "config.json")
     assert config.arms["VCReg"].block == vc.VCReg(alpha=1.28, beta=0.16, delta=2.0)
     assert config.arms["VCReg"].features is vc.identity
     assert config.train.optimizer.schedule.warmup_steps == 50 and config.train.data.mean == (0.3060,)

@@ -221,7 +221,7 @@ def test_a_save_that_fails_is_a_line_or_an_error_and_harms_no_other(tmp_path, sm
 
 ENDLESS_SAVES = """
 import sys, pathlib, jax, jax.numpy as jnp
-from train.checkpoint import Checkpoints
+from train.run.checkpoints import Checkpoints
 from train.config import CheckpointConfig
 with Checkpoints(pathlib.Path(sys.argv[1]), CheckpointConfig(), {}) as checkpoints:
     for step in range(1, 10_000):

@@ -129,7 +129,7 @@ def test_rows_of_a_file_are_read_batch_by_batch(tmp_path):
     "changes, train, message",
     [
         ({"learning_rates": ()}, None, "learning rates above 0, epochs and a batch size"),
-        ({"epochs": 0}, None, "learning rates above 0, epochs and a batch size"),
+        ({"epochs": 0}, None, "epochs must be at least 1, got 0"),
         ({}, Split(np.full((9, 9), np.nan), np.arange(9) % 4), "features must be finite"),
         ({}, Split(np.zeros((9, 9)), np.arange(9)), r"labels must be integers in 0\.\.3, got int64 in 0\.\.8"),
         ({}, Split(np.zeros((0, 9)), np.zeros(0, int)), r"train: features must be \(n, d\)"),

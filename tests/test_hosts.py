@@ -187,7 +187,7 @@ def test_options_that_name_no_host_are_refused(arguments, message):
 
 def test_a_process_on_its_own_starts_nothing():
     program = (
-        "import jax; from train import hosts; hosts.join(); hosts.join(count=1);"
+        "import jax; from train.run import hosts; hosts.join(); hosts.join(count=1);"
         "print(jax.distributed.is_initialized(), jax.process_count())"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

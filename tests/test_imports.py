@@ -45,6 +45,7 @@ ROOMS = [
     "augment",
     "config",
     "config_file",
+    "files",
     "data",
     "run",
     "trainer",

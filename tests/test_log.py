@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import sys, pathlib
-from train.log import Bar, outliving_its_readers
+from train.run.log import Bar, outliving_its_readers
 with outliving_its_readers():
     with Bar("a run", 1000, 0) as bar:
         for step in range(1000):

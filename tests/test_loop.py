@@ -81,6 +81,7 @@ def test_two_steps_and_two_after_a_crash_equal_four_bit_for_bit(config, tmp_path
     assert _bits(resumed) == _bits(straight)
     logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("straight", "crashed")]
     lines, resumed_lines = ([json.loads(line) for line in log] for log in logs)
+    assert all(line.pop("sha256") for line in lines + resumed_lines)
     assert _events(tmp_path / "crashed" / "tensorboard") == _as_events(resumed_lines)
     waits = [line.pop("data_wait") for line in lines + resumed_lines if line["split"] == "train"]
     assert len(waits) == 8 and all(0 < wait < 1 for wait in waits)

@@ -14,7 +14,7 @@ PROGRAM = """
 import sys, time, jax
 jax.config.update("jax_platforms", "cpu")
 from jax.sharding import Mesh
-from train.preemption import Preemption, ends_at_once
+from train.run.preemption import Preemption, ends_at_once
 
 moment = sys.argv[1]
 with ends_at_once():
@@ -74,8 +74,8 @@ OF_TWO = """
 import sys, time, jax
 jax.config.update("jax_platforms", "cpu")
 from jax.sharding import Mesh
-from train.preemption import Preempted, Preemption
-from train.watchdog import Watchdog
+from train.run.preemption import Preempted, Preemption
+from train.run.watchdog import Watchdog
 
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 with Watchdog(float(sys.argv[3])) as watchdog, Preemption(Mesh(jax.devices(), ("data",))) as preemption:

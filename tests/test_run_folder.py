@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 HOLD = """
 import sys, time
 from pathlib import Path
-from train.run_folder import claim
+from train.run.folder import claim
 with claim(Path(sys.argv[1]), {}):
     print("held", flush=True)
     time.sleep(600)

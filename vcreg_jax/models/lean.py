@@ -27,7 +27,7 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.nn.gelu(x, approximate=False)
 
 
-def _gelu_backward(x: Array, incoming: Array) -> tuple[Array]:
+def _gelu_backward(x, incoming):
     wide = _recomputed(x).astype(statistics_dtype(x))
     density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
     slope = 0.5 * lax.erfc(-wide * math.sqrt(0.5)) + wide * density
@@ -47,16 +47,16 @@ class LayerNorm(nnx.LayerNorm):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+def _layer_norm(x, scale, bias, eps):
     normalized, _ = _normalized(x, eps)
     return normalized * _like(scale, x) + _like(bias, x)
 
 
-def _layer_norm_forward(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, tuple[Array, Array]]:
+def _layer_norm_forward(x, scale, bias, eps):
     return _layer_norm(x, scale, bias, eps), (x, scale)
 
 
-def _layer_norm_backward(eps: float, residuals: tuple[Array, Array], incoming: Array) -> tuple[Array, Array, Array]:
+def _layer_norm_backward(eps, residuals, incoming):
     x, scale = residuals
     normalized, over_std = _normalized(_recomputed(x), eps)
     samples = tuple(range(x.ndim - 1))

@@ -6,6 +6,8 @@ Shapes: n training rows, m rows to predict, d features, k classes, s strengths.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ def knn(
     features: Float[ArrayLike, "m d"],
     num_classes: int,
     neighbours: int = 20,
-    temperature: float = 0.07,
+    temperature: Float[ArrayLike, ""] = 0.07,
 ) -> Int[Array, " m"]:
     """The class with the largest sum of exp(cosine / temperature) over the nearest training rows by cosine.
 
@@ -54,7 +56,7 @@ def ridge(
     labels: Int[ArrayLike, " n"],
     features: Float[ArrayLike, "m d"],
     num_classes: int,
-    l2: Float[ArrayLike, " s"],
+    l2: Float[ArrayLike, " s"] | Sequence[Any],
 ) -> Int[Array, "s m"]:
     """The class with the largest output of a linear map fitted by least squares, at every strength.
 
