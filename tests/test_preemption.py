@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
-import sys, time, jax
+import signal, sys, time, jax
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of those that run the tests some ignore both
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 jax.config.update("jax_platforms", "cpu")
 from jax.sharding import Mesh
 from train.run.preemption import Preemption, ends_at_once

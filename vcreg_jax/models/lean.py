@@ -76,7 +76,7 @@ def _normalized(x: Array, eps: float) -> tuple[Array, Array]:
     return centred * over_std, over_std
 
 
-def _like(parameter: Array, x: Array) -> Array:
+def _like(parameter, x):
     return jnp.expand_dims(parameter, tuple(range(x.ndim - 1)))
 
 
