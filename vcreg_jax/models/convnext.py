@@ -14,9 +14,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from vcreg_jax.models.depthwise import DepthwiseConv
-from vcreg_jax.models.layers import DropPath, linear_rates, run_blocks, write_out_gradient
+from vcreg_jax.models.layers import DropPath, linear_rates, run_blocks
 from vcreg_jax.models.lean import LayerNorm, gelu
-from vcreg_jax.regularizers import Sites, identity
+from vcreg_jax.regularizers import Sites
 
 # Torch's trunc_normal_(std=0.02) cuts at +-2, not at two standard deviations: a plain normal for all that matters.
 _weights = jax.nn.initializers.normal(0.02)
@@ -53,13 +53,9 @@ class Downsample(nnx.Module):
             in_dim, out_dim, (2, 2), strides=2, padding="VALID", kernel_init=_weights, dtype=dtype, rngs=rngs
         )
         self.regularize = sites.downsample
-        self.follows_regularizer = sites.block is not identity
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         """The map at half the resolution."""
-        # Else the compiler for TPUs draws the norm's backward pass into the product of the regularizer before it, and
-        # sums the gradient of the norm's bias in a pass of its own: 0.4 % of ConvNeXt-T's step by its estimate.
-        x = write_out_gradient(x) if self.follows_regularizer else x
         return self.regularize(self.conv(self.norm(x)))
 
 

@@ -114,15 +114,6 @@ def _like(per_channel: Array, x: Array) -> Array:
     return jnp.expand_dims(per_channel, tuple(range(x.ndim - 1)))
 
 
-@jax.custom_vjp
-def write_out_gradient(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`x`; its gradient is written out before what it is added to, as no compiler fuses across it."""
-    return x
-
-
-write_out_gradient.defvjp(lambda x: (x, None), lambda _, incoming: (lax.optimization_barrier(incoming),))
-
-
 def run_blocks(blocks: Iterable[nnx.Module], x: Array, *, train: bool, rngs: nnx.Rngs | None, remat: bool) -> Array:
     """`x` through `blocks` one after the other.
 
