@@ -44,7 +44,7 @@ STRENGTHS = np.geomspace(0.1, 1e4, 11)  # of the L-BFGS probe
 ADAMW = GradientProbeConfig("label", AdamW(weight_decay=0.05), (0.016,), epochs=100, protocol="VCReg, Appendix C.2")
 BATCH = 1000  # images evaluated at once
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of CIFAR-100's 50,000 training images
-EPOCH_SECONDS, PROBE_SECONDS = 1.5, 6.0  # of a program and of a network, until one is timed
+EPOCH_SECONDS, PROBE_SECONDS, COMPILE_SECONDS = 1.5, 3.5, 75.0  # as on an H200, until they are timed
 
 Result = dict[str, Any]
 
@@ -238,21 +238,21 @@ def _ready(splits: dict[str, InMemory], plan: Plan, end: Deadline) -> tuple[dict
             list(pool.map(lambda trainer: trainer.train(settings, 1), found.values()))
         return {NONE: next(iter(found.values())), **found}  # at weights of 0 any sites do
 
-    def most(epoch: float, probes: float) -> int:
-        fitting = (epochs for epochs in plan.epochs if number * (1.05 * epochs * epoch + probes) < end.left)
+    def most(epoch: float, probes: float, left: float) -> int:
+        fitting = (epochs for epochs in plan.epochs if number * (1.05 * epochs * epoch + probes) < left)
         return next(fitting, plan.epochs[-1])
 
-    epochs = most(EPOCH_SECONDS, PROBE_SECONDS * len(settings))
+    epochs = most(EPOCH_SECONDS, PROBE_SECONDS * len(settings), end.left - COMPILE_SECONDS)
     found = compiled(epochs)
     states, _, seconds = found[NONE].train(settings, 1)
     found[NONE].probed(states, 0, True)
     start = time.perf_counter()
     found[NONE].probed(states, len(settings) - 1, True)
     probes = len(settings) * (time.perf_counter() - start)
-    if (fitting := most(seconds[-1], probes)) != epochs:
-        found = compiled(fitting)  # the schedule's length is part of the program
-    print(f"an epoch takes {seconds[-1]:.2f} s, probes {probes:.0f} s: {fitting} epochs", flush=True)
-    return found, fitting * seconds[-1] + probes
+    if (fitting := most(seconds[-1], probes, end.left)) < epochs:  # more would not be worth it
+        found, epochs = compiled(fitting), fitting  # the schedule's length is part of the program
+    print(f"an epoch takes {seconds[-1]:.2f} s, probes {probes:.0f} s: {epochs} epochs", flush=True)
+    return found, epochs * seconds[-1] + probes
 
 
 def _runs(trainer: Trainer, settings: Sequence[Setting], final: bool) -> list[Result]:
