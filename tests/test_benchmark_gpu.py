@@ -179,6 +179,16 @@ def test_arms_train_at_the_baselines_best_rate_and_their_best_points_are_trained
     assert seen == [("none", False), ("equation_4", False), ("none", True), ("equation_4", True)]
 
 
+def test_a_file_of_other_arrays_is_refused_by_their_shapes(tmp_path):
+    arrays = {"images": np.zeros((2, 32, 32, 3), np.uint8), "fine": np.arange(2), "coarse": np.arange(2)}
+    np.savez(tmp_path / "good.npz", **arrays)
+    assert superclasses._loaded(tmp_path / "good.npz")["fine"].tolist() == [0, 1]
+    for change in ({"fine": np.arange(3)}, {"images": np.zeros((2, 32, 32, 3))}, {"more": np.arange(2)}):
+        np.savez(tmp_path / "bad.npz", **(arrays | change))
+        with pytest.raises(ValueError, match="must hold uint8 images"):
+            superclasses._loaded(tmp_path / "bad.npz")
+
+
 def test_splits_are_cut_as_cifars():
     images = np.random.default_rng(0).integers(0, 256, (60, 4, 4, 3)).astype(np.uint8)
     splits = superclasses.splits_of(images, np.arange(60), np.arange(60) // 5)

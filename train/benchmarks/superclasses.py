@@ -199,7 +199,7 @@ def _neighbours(rows: dict[str, linear.Split], name: str, num_classes: int) -> f
 
 def measure(path: Path | None, _settings: Settings, _found: Result, save: Callable[..., None], end: Deadline) -> None:
     """Every program in turn, saved after each. No path: a trial."""
-    plan, splits = (TRIAL, _random_images()) if path is None else (FULL, splits_of(**np.load(path)))
+    plan, splits = (TRIAL, _random_images()) if path is None else (FULL, splits_of(**_loaded(path)))
     trainers, seconds = _ready(splits, plan, end)
     runs: list[Result] = []
     result: Result = {"plan": str(plan), "images": str(path), "program_seconds": seconds, "runs": runs}
@@ -213,6 +213,16 @@ def measure(path: Path | None, _settings: Settings, _found: Result, save: Callab
         if result["not_run"]:
             break
     save(result | {"summary": summary(runs), "complete": not result["not_run"]})
+
+
+def _loaded(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        found = {name: file[name] for name in file.files}
+    shapes = {name: array.shape for name, array in found.items()}
+    n = len(found.get("coarse", ()))
+    if shapes != {"images": (n, 32, 32, 3), "fine": (n,), "coarse": (n,)} or found["images"].dtype != np.uint8:
+        raise ValueError(f"{path} must hold uint8 images (n, 32, 32, 3), fine (n,) and coarse (n,), got {shapes}.")
+    return found
 
 
 def programs(plan: Plan, runs: Sequence[Result]) -> Iterator[tuple[str, bool, list[Setting]]]:
