@@ -230,7 +230,8 @@ def test_cifars_binary_files_keep_their_order_and_coarse_labels(tmp_path, name, 
     if name == "cifar10":
         files = {f"cifar-10-batches-bin/data_batch_{k + 1}.bin": b"".join(rows[4 * k : 4 * k + 4]) for k in range(5)}
         files |= {"cifar-10-batches-bin/test_batch.bin": b"".join(rows[20:])}
-        files |= {"cifar-10-batches-bin/batches.meta.txt": "\n".join(map(str, range(10))).encode() + b"\n\n"}
+        names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+        files |= {"cifar-10-batches-bin/batches.meta.txt": "\n".join(names).encode() + b"\n\n"}
     else:
         files = {"x/train.bin": b"".join(rows[:20]), "x/test.bin": b"".join(rows[20:])}
         files |= {"x/fine_label_names.txt": "\n".join(f"f{i}" for i in range(100)).encode()}
@@ -242,6 +243,10 @@ def test_cifars_binary_files_keep_their_order_and_coarse_labels(tmp_path, name, 
     assert len(contents.class_names["label"]) == classes
     if name == "cifar100":
         assert [e.labels["coarse_label"] for e in examples] == labels[:, 0].tolist()
+    else:
+        is_vehicle = [label in (0, 1, 8, 9) for label in labels[:, 0]]
+        assert [e.labels["kind"] for e in examples] == is_vehicle
+        assert contents.class_names["kind"] == ["animal", "vehicle"]
 
 
 def test_fashion_mnist_is_read_from_idx_files(tmp_path):

@@ -26,6 +26,7 @@ FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
 FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 FASHION_KINDS = ["clothing", "footwear", "bag"]
 KIND_OF_FASHION_CLASS = np.array([0, 0, 0, 0, 0, 1, 0, 1, 2, 1])
+VEHICLES = ("airplane", "automobile", "ship", "truck")
 WNID = re.compile(r"n\d{8}")
 # In file order within each digit, of every ten: five to train, one to choose by, four to test.
 SPLIT_OF_TEN = ("train",) * 5 + ("validation",) + ("test",) * 4
@@ -52,14 +53,16 @@ def digits(_: Files) -> Contents:
 
 
 def cifar10(files: Files) -> Contents:
-    """The binary version's records in file order."""
+    """The binary version's records in file order; `kind` is animal or vehicle."""
     batches = [f"data_batch_{number}.bin" for number in range(1, 6)]
     found = files.find(*batches, "test_batch.bin", "batches.meta.txt")
+    classes = text_lines(found["batches.meta.txt"])
+    kind_of_class = np.isin(classes, VEHICLES).astype(int)
     splits = {}
     for split, names in (("train", batches), ("test", ["test_batch.bin"])):
         images, labels = binary_records([found[name] for name in names], label_bytes=1)
-        splits[split] = images, {"label": labels[:, 0]}
-    return in_memory({"label": text_lines(found["batches.meta.txt"])}, splits)
+        splits[split] = images, {"label": labels[:, 0], "kind": kind_of_class[labels[:, 0]]}
+    return in_memory({"label": classes, "kind": ["animal", "vehicle"]}, splits)
 
 
 def cifar100(files: Files) -> Contents:
