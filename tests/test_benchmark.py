@@ -1,6 +1,6 @@
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vcreg_jax as vc
 from train.__main__ import main
-from train.benchmarks import bench, dispatch, programs, roofline, step_jax, step_torch, table1
+from train.benchmarks import commands, dispatch, programs, roofline, step_jax, step_torch, table1
 from train.benchmarks.programs import COLUMNS, PHASES, Settings, batch_norm
 from train.benchmarks.step_torch import Algorithm1
 from train.benchmarks.timing import LATE, Deadline, Row, Spread, in_own_process, interleaved, ratio
@@ -260,19 +260,20 @@ def test_what_another_process_raises_is_raised_here():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: what"),
-        (["table2"], "invalid choice: 'table2'"),
-        (["table1", "--device", "abacus"], "invalid choice: 'abacus'"),
-        (["table1", "--models", "resnet51"], "bench knows no model 'resnet51'. Known: vit_b_32, convnext_tiny"),
+        (["table2"], "Unknown command 'table2'. Did you mean 'table1'? Known: table1, roofline, dispatch"),
+        (["table1", "--device", "abacus"], "invalid choice 'abacus' for argument '--device'"),
+        (["table1", "--models", "resnet51"], "invalid choice 'resnet51' for argument '--models'"),
         (["table1", "--batch-size", "6"], "--batch-size must be a multiple of the 4 groups, got 6."),
         (["table1", "--rounds", "0"], "--rounds must be at least 1, got 0."),
+        (["probe", "--rounds", "0"], "--rounds must be at least 1, got 0."),
         (["table1", "--json", "nowhere/t.json"], "There is no folder nowhere."),
-        (["roofline", "--torch"], "--torch belongs to table1, not to roofline."),
-        (["dispatch", "--columns", "VCReg"], "--columns belongs to table1, not to dispatch."),
-        (["probe", "--minutes", "1"], "--minutes belongs to table1 and gpu, not to probe."),
-        (["table1", "--tiny"], "--tiny belongs to gpu, not to table1."),
+        (["grid", "--json", "nowhere/t.json"], "There is no folder nowhere."),
+        (["roofline", "--torch"], "Unrecognized options: --torch"),
+        (["dispatch", "--columns", "VCReg"], "Unrecognized options: --columns"),
+        (["probe", "--minutes", "1"], "Unrecognized options: --minutes"),
+        (["table1", "--tiny"], "Unrecognized options: --tiny"),
         (["table1", "--columns", "VCRag"], "bench knows no column 'VCRag'. Known: identity, barrier, VCReg"),
-        (["table1", "--phases", "backward"], "invalid choice: 'backward'"),
+        (["table1", "--phases", "backward"], "invalid choice 'backward'"),
         (["gpu", "--images", "nowhere.npz"], "There is no file nowhere.npz."),
         (["gpu", "--minutes", "0"], "--minutes must be above 0, got 0."),
         (["gpu", "--stages", "nothing"], "bench gpu has no stage 'nothing'. It has gradient, jax_vit"),
@@ -281,9 +282,39 @@ def test_what_another_process_raises_is_raised_here():
 )
 def test_bad_input_is_one_line_and_exit_status_two(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "in_own_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(commands, "in_own_process", lambda function, *arguments: function(*arguments))
     with pytest.raises(SystemExit) as stop:
         main(["bench", *arguments])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+@pytest.mark.parametrize("name", ["roofline", "dispatch", "table1"])
+def test_every_network_benchmark_is_reached_from_its_command(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "in_own_process", lambda function, *arguments: function(*arguments))
+    asked = []
+    monkeypatch.setattr(f"train.benchmarks.{name}.run", lambda settings, *rest: asked.append((settings, rest)))
+    main(["bench", name, "--models", "resnet50", "--dtypes", "bfloat16", "--batch-size", "12", "--rounds", "3"])
+    ((settings, rest),) = asked
+    assert (settings.models, settings.dtypes, settings.batch_size, settings.rounds) == (
+        ("resnet50",),
+        ("bfloat16",),
+        12,
+        3,
+    )
+    assert any(str(given).startswith(f"python -m train bench {name} --models resnet50") for given in rest)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("input", "data.throughput"), ("probe", "benchmarks.probe"), ("grid", "benchmarks.grid")]
+)
+def test_every_benchmark_of_two_ways_is_reached_and_written(name, module, tmp_path, monkeypatch, capsys):
+    @dataclass
+    class Found:
+        ratio: float
+
+    monkeypatch.setattr(f"train.{module}.measure", lambda rounds: Found(rounds / 2))
+    main(["bench", name, "--rounds", "3", "--json", str(tmp_path / "pace.json")])
+    assert json.loads((tmp_path / "pace.json").read_text())["ratio"] == 1.5 and "ratio=1.5" in capsys.readouterr().out

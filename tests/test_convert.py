@@ -193,8 +193,8 @@ def bad(kind: str, folder: Path) -> list[str]:
         ("folder", "There is no folder"),
         ("no name", "resnet20.th does not say which model it is. Give --model, of resnet18, "),
         ("unknown name", "Unknown model 'resnet21'. Did you mean"),
-        ("option", "unrecognized arguments: --modle"),
-        ("nothing", "the following arguments are required: IN, OUT"),
+        ("option", "Unrecognized options: --modle"),
+        ("nothing", "Missing from python -m train convert: IN"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(saved, tmp_path, capsys, kind, message):

@@ -1,10 +1,14 @@
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import vcreg_jax as vc
+from train import config_file
 from train.__main__ import main
+from train.commands import COMMANDS, GROUPS, Data
 
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "digits.py")
@@ -30,11 +34,11 @@ ALONE = ("--num-processes", "1")  # JAX may be asked for other hosts only before
         (["run", CONFIG, *ALONE, "--train.model.name", "vit_b_16"], "224x224"),
         (["run", CONFIG, *ALONE, "--seeds"], "An experiment needs a seed"),
         (["run", "configs/nothing.py"], "There is no config file configs/nothing.py. Known: "),
-        (["run"], "`python -m train run` needs a config file"),
-        (
-            ["walk"],
-            "Unknown command 'walk'. Known: run, prepare, data, report, analyse, convert, export, crosscheck, bench, p",
-        ),
+        (["run"], "CONFIG such as digits or configs/digits.py (required)"),
+        (["walk"], "Unknown command 'walk'. Known: run, report, prepare, data, analyse, convert, export, crosscheck"),
+        (["rum", CONFIG], "Unknown command 'rum'. Did you mean 'run'?"),
+        (["analyse"], "`python -m train analyse` needs a run folder"),
+        (["prepare", "a", "--form", "b"], "Perhaps you meant: --from"),
         (["report", "nowhere"], "nowhere/experiment.json is missing"),
         (["report", "/nowhere/at/all"], "/nowhere/at/all/experiment.json is missing"),
     ],
@@ -62,10 +66,55 @@ def test_a_real_process_ends_with_status_two_and_no_traceback():
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_help_lists_every_field_with_its_type_and_default(capsys):
+def test_the_fields_of_a_config_are_listed_with_types_and_defaults(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["run", CONFIG, "--help"])
+        main(["run", CONFIG, "--fields"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--train.optimizer.schedule.peak-learning-rate FLOAT" in text
     assert "--arms.VCReg.block.alpha FLOAT" in text and "(default: 2.56)" in text
+
+
+def test_a_config_is_found_by_its_name_and_a_misspelt_one_is_named(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert config_file.find("digits") == config_file.find("configs/digits.py") == Path("configs/digits.py")
+    with pytest.raises(
+        ValueError, match=r"no config file digit. Did you mean 'digits'\? Known: digits, digits_sampled"
+    ):
+        config_file.find("digit")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["bench"], *([name, "--help"] for name in COMMANDS)])
+def test_help_is_short_and_names_every_command(arguments, capsys):
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        assert stop.code == 0
+    text = capsys.readouterr().out
+    assert text.count("\n") < 60
+    known = {(): [*COMMANDS, *GROUPS], ("--help",): [*COMMANDS, *GROUPS], ("bench",): GROUPS["bench"][1]()}
+    for name in known.get(tuple(arguments), arguments[:1]):
+        assert f" {name} " in text
+
+
+def test_the_version_is_the_packages(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == vc.__version__ == importlib.metadata.version("vcreg-jax")
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(monkeypatch, capsys):
+    monkeypatch.setattr(Data, "run", lambda self, command: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "digits"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "error: stopped by Ctrl-C. Start it again to go on.\n"
+
+
+def test_of_a_messages_line_breaks_those_before_list_entries_stay(monkeypatch, capsys):
+    def run(self, command):
+        raise ValueError("needed:\n  a.tar\n  b.tar\nand\nmore")
+
+    monkeypatch.setattr(Data, "run", run)
+    with pytest.raises(SystemExit):
+        main(["data", "digits"])
+    assert capsys.readouterr().err == "error: needed:\n  a.tar\n  b.tar and more\n"

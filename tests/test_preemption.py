@@ -50,12 +50,15 @@ def _ended(moment, signals, number=signal.SIGTERM):
     return process.returncode, error
 
 
+ENDED = "SIGTERM: ended. Start it again to go on where its last checkpoint is.\n"
+
+
 @pytest.mark.parametrize(
     ("moment", "signals", "said"),
     [
-        ("before a step", [0.1], "SIGTERM: ended\n"),  # in a compiler, say: the main thread does not answer
+        ("before a step", [0.1], ENDED),  # in a compiler, say: the main thread does not answer
         ("between steps", [0.1], "SIGTERM: a checkpoint at the next step, then the end; again: the end at once\n"),
-        ("twice", [0.1, 0.5], "again: the end at once\nSIGTERM: ended\n"),
+        ("twice", [0.1, 0.5], f"again: the end at once\n{ENDED}"),
         ("after the last check", [0.1], "a checkpoint at the next step"),
     ],
 )

@@ -230,7 +230,7 @@ def test_cifars_binary_files_keep_their_order_and_coarse_labels(tmp_path, name, 
     if name == "cifar10":
         files = {f"cifar-10-batches-bin/data_batch_{k + 1}.bin": b"".join(rows[4 * k : 4 * k + 4]) for k in range(5)}
         files |= {"cifar-10-batches-bin/test_batch.bin": b"".join(rows[20:])}
-        names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+        names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
         files |= {"cifar-10-batches-bin/batches.meta.txt": "\n".join(names).encode() + b"\n\n"}
     else:
         files = {"x/train.bin": b"".join(rows[:20]), "x/test.bin": b"".join(rows[20:])}

@@ -12,8 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -84,26 +83,25 @@ def stages(tiny: bool, images: Path | None) -> list[Stage]:
     return [stage for stage in every if not tiny or stage.name in TRIED]
 
 
-def run(given: Namespace, command: str) -> None:
-    """Runs the stages that are asked for and prints what was found; `FOLDER/summary.md` holds the same.
+def run(minutes: float, folder: Path, images: Path | None, only: Sequence[str], tiny: bool, command: str) -> None:
+    """Runs the stages, or `only` some, and prints what was found; `FOLDER/summary.md` holds the same.
 
     Raises:
       ValueError: before any work, for an unknown stage or where there is no GPU.
     """
-    end = Deadline.after(60 * (9.5 if given.minutes is None else given.minutes))
-    folder = given.out or Path("runs/bench/gpu")
-    every = stages(given.tiny, given.images)
-    if unknown := set(given.stages or ()) - {stage.name for stage in every}:
+    end = Deadline.after(60 * minutes)
+    every = stages(tiny, images)
+    if unknown := set(only) - {stage.name for stage in every}:
         raise ValueError(f"bench gpu has no stage {min(unknown)!r}. It has {', '.join(stage.name for stage in every)}.")
-    if given.images is not None and not given.images.is_file():
-        raise ValueError(f"There is no file {given.images}.")
-    asked = [stage for stage in every if not given.stages or stage.name in given.stages]
+    if images is not None and not images.is_file():
+        raise ValueError(f"There is no file {images}.")
+    asked = [stage for stage in every if not only or stage.name in only]
     folder.mkdir(parents=True, exist_ok=True)
     _cache_under(folder.resolve() / "cache")
-    if given.tiny:
+    if tiny:
         os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # no number counts
-    facts = in_own_process(table1.device_facts, "cpu" if given.tiny else None)
-    if facts["platform"] != ("cpu" if given.tiny else "gpu"):
+    facts = in_own_process(table1.device_facts, "cpu" if tiny else None)
+    if facts["platform"] != ("cpu" if tiny else "gpu"):
         raise ValueError(f"bench gpu needs a GPU, JAX has a {facts['platform']}. --tiny is a trial on a CPU.")
     about = {"command": command, "commit": commit(), "sources": sources(), **facts}
     outcomes: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What a regularizer costs a network: Table 1's columns as JAX's programs. `benchmark_jax` times them.
+"""What a regularizer costs a network: Table 1's columns as JAX's programs. `step_jax` times them.
 
 Programs of one network and precision are interleaved call by call in one process. Inputs lie on the device, one
 batch of random bytes; what is timed ends with `block_until_ready`.
@@ -7,7 +7,7 @@ batch of random bytes; what is timed ends with `block_until_ready`.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,10 @@ from vcreg_jax import Sites
 from vcreg_jax.models.layers import BatchNorm
 
 Platform = Literal["cpu", "gpu", "tpu"]
-MODELS = ("vit_b_32", "convnext_tiny", "resnet50")
-DTYPES = ("float32", "bfloat16")
-PHASES = ("forward+backward", "training step")
+Model = Literal["vit_b_32", "convnext_tiny", "resnet50"]
+Dtype = Literal["float32", "bfloat16"]
+Phase = Literal["forward+backward", "training step"]
+MODELS, DTYPES, PHASES = get_args(Model), get_args(Dtype), get_args(Phase)
 NUM_CLASSES = 1000
 GROUPS = 4  # of the column with group scope
 SAMPLE = 4  # of the sampled column: every 4th row and column of a map

@@ -1,9 +1,7 @@
 """`python -m train analyse`: Table 6 of any run folders as text, as JSON, and as one page with pictures."""
 
 import dataclasses
-import shlex
 import time
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -29,24 +27,28 @@ LEGEND = (
 Arms = Mapping[str, Sequence[Analysis]]
 
 
-def run(given: Namespace, command: Sequence[str]) -> Path:
+def run(
+    runs: Sequence[Path], data_name: str | None, label: str | None, critic_steps: int, output: Path | None, command: str
+) -> Path:
     """Analyses every checkpoint of the runs and returns the folder with `analysis.json` and `analysis.html`.
+
+    Where the data set's name or its label is None, it is each run's own; where `output` is, the first run's folder.
 
     Raises:
       ValueError: before any work, for what is no run, and for data that the networks cannot take.
     """
-    found, started = checkpoints(given.runs), time.perf_counter()
-    settings = vc.mine.Settings(steps=given.critic_steps)
+    found, started = checkpoints(runs), time.perf_counter()
+    settings = vc.mine.Settings(steps=critic_steps)
     analyses = []
     for checkpoint in found:
         data = checkpoint.train.data
-        data = replace(data, name=given.data or data.name, label=given.label or data.label)
+        data = replace(data, name=data_name or data.name, label=label or data.label)
         analyses.append(analyse(checkpoint, data, settings))
         print(f"{checkpoint.run}, {checkpoint.arm}, seed {checkpoint.seed}: {_said(analyses[-1])}", flush=True)
-    folder = given.output or given.runs[0]
+    folder = output or runs[0]
     folder.mkdir(parents=True, exist_ok=True)
     how = {"data": data.name, "label": data.label, "critic": dataclasses.asdict(settings)}
-    about = provenance(None, shlex.join(command), time.perf_counter() - started) | {"config": how}
+    about = provenance(None, command, time.perf_counter() - started) | {"config": how}
     write_json(folder / "analysis.json", {"analyses": [dataclasses.asdict(one) for one in analyses], **about})
     arms = by_arm(analyses)
     (folder / "analysis.html").write_text(_page(arms, about), encoding="utf-8")

@@ -115,8 +115,8 @@ def _check_structure(folder: Path, saved: Mapping[str, Any], wanted: Arrays) -> 
         if there[path] != here[path]:
             lines.append(f"! {path}: {there[path]} is saved, {here[path]} is wanted")
     if lines:
-        differences = "\n".join(sorted(lines))
-        raise ValueError(f"{folder} is a checkpoint of another model or optimizer:\n{differences}")
+        differences = "".join(f"\n  {line}" for line in sorted(lines))
+        raise ValueError(f"{folder} is a checkpoint of another model or optimizer:{differences}")
 
 
 def _kind(array: Any) -> str:

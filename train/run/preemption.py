@@ -74,11 +74,11 @@ class Preemption:
         if asked:
             raise Preempted
 
-    def _note(self) -> None:
+    def _note(self, name: str) -> None:
         self._signals += 1
         if self._signals == 2 or not self._steps_to_lose:
-            _end()
-        print("SIGTERM: a checkpoint at the next step, then the end; again: the end at once", file=sys.stderr)
+            _end(name)
+        print(f"{name}: a checkpoint at the next step, then the end; again: the end at once", file=sys.stderr)
 
 
 @jax.jit
@@ -86,14 +86,14 @@ def _any(flags: jax.Array) -> jax.Array:
     return jnp.any(flags)
 
 
-def _end() -> None:
-    print("SIGTERM: ended", file=sys.stderr, flush=True)
+def _end(name: str) -> None:
+    print(f"{name}: ended. Start it again to go on where its last checkpoint is.", file=sys.stderr, flush=True)
     os._exit(STATUS)
 
 
 @contextlib.contextmanager
-def _listening(act: Callable[[], None]) -> Iterator[None]:
-    """Calls `act` at each SIGTERM, from a thread of its own: the main one may be in the compiler for minutes."""
+def _listening(act: Callable[[str], None]) -> Iterator[None]:
+    """Calls `act` with the name of each such signal, from a thread: the main one may be in the compiler for minutes."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are not ours to handle
         return
@@ -104,7 +104,7 @@ def _listening(act: Callable[[], None]) -> Iterator[None]:
         with receiver:
             while numbers := receiver.recv(1):
                 if numbers[0] in SIGNALS:
-                    act()
+                    act(signal.Signals(numbers[0]).name)
 
     # Python then writes the number to the wake-up socket. What `nohup` has told to ignore SIGHUP stays so.
     taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

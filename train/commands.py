@@ -1,0 +1,275 @@
+"""The commands of `python -m train`: a dataclass each, whose fields are its options and whose `run` does the work.
+
+What a command needs is imported when it runs, so that none waits for, or needs, the packages of another.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, Suppress, arg
+
+DATA = Path("runs/data")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Train what a config says, probe it and write the report.
+
+    CONFIG is a file, or the name of one under configs/. Every field of a config can be overridden: `run CONFIG
+    --train.steps 100`; `run CONFIG --fields` lists them. A run that was stopped goes on with the same command.
+    """
+
+    config: Annotated[Positional[str], arg(metavar="CONFIG")]  # such as digits or configs/digits.py
+    fields: bool = False  # list all that can be overridden, with types and defaults
+    point: str | None = None  # of the config's sweep
+    coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None  # of several hosts that JAX does not find
+    num_processes: int | None = None  # how many hosts there are
+    process_id: int | None = None  # which one this is
+    overrides: Suppress[tuple[str, ...]] = ()
+
+    def run(self, command: str) -> None:
+        """Runs what is not yet done of the config and reports."""
+        from train import command_line, config_file
+
+        path = config_file.find(self.config)
+        overrides = ("--help",) if self.fields else self.overrides
+        config = command_line.override(
+            config_file.load(path, self.point), overrides, f"python -m train run {self.config}"
+        )
+        from train.config import Pretraining, Transfer
+        from train.experiments import experiment, grid_search, pretraining, transfer
+        from train.experiments.grid import Grid
+        from train.experiments.two_moons import TwoMoons
+        from train.reports import figure1
+        from train.run import hosts, log, preemption
+
+        hosts.join(self.coordinator, self.num_processes, self.process_id)
+        kinds = {Grid: grid_search, Pretraining: pretraining, Transfer: transfer, TwoMoons: figure1}
+        with log.outliving_its_readers(), preemption.ends_at_once(), hosts.errors_end_at_once():
+            folder = kinds.get(type(config), experiment).run(config, command)
+            if hosts.is_first():
+                match config:
+                    case TwoMoons():
+                        print(f"\nReport: {folder / 'report.html'}")
+                    case Transfer() | Grid():
+                        print(f"Run: {folder}")
+                    case Pretraining():
+                        print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
+                    case _:
+                        _report(folder)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the report of a finished run, or a table of what has been run.
+
+    A table is named as the configs that it gathers begin: table5, strength.
+    """
+
+    of: Annotated[Positional[str], arg(metavar="RUN|TABLE")]  # runs/digits, digits or table5
+
+    def run(self, command: str) -> None:
+        """Writes the page and prints its table."""
+        del command
+        for folder in (Path(self.of), Path("runs") / self.of):
+            if folder.is_dir():
+                return _report(folder)
+        if re.fullmatch(r"\w+", self.of) and (any(_configs_of(self.of)) or re.fullmatch(r"table\d+", self.of)):
+            return _table(self.of)
+        return _report(Path(self.of))
+
+
+def _report(folder: Path) -> None:
+    from train.reports import report
+    from train.run import folder as run_folder
+
+    run_folder.check(folder)
+    path = report.write(folder)
+    print(report.table_text(report.summary(report.load(folder))))
+    print(f"\nReport: {path}")
+
+
+def _configs_of(table: str) -> list[Path]:
+    from train import config_file
+
+    return sorted(config_file.FOLDER.glob(f"{table}_*.py"))
+
+
+def _table(name: str) -> None:
+    from train import config_file
+    from train.config import Transfer
+    from train.experiments.grid import Grid
+    from train.reports import grid_table, tables
+    from train.run import folder as run_folder
+
+    configs = [one for path in _configs_of(name) for one in config_file.points(path).values()]
+    for config in configs:
+        run_folder.check(Path(config.runs_directory) / config.name)
+    for kind, module in ((Transfer, tables), (Grid, grid_table)):
+        if found := [module.gather(config) for config in configs if isinstance(config, kind)]:
+            print("\n\n".join(module.text(table) for table in found))
+            print(f"\nReport: {module.write(name, found, Path('runs'))}")
+            return
+    raise ValueError(f"There is no config of transfers or a grid for {name}: configs/{name}_*.py.")
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Prepare a data set: from its owner's files, from class folders, or from an .npz file."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]  # of the data set: cifar100, or one of your own
+    source: Annotated[Path | None, arg(name="from", metavar="PATH")] = None  # the files, packed or unpacked
+    directory: Annotated[Path, arg(metavar="FOLDER")] = DATA  # of all prepared data sets
+    bad_images: Literal["raise", "skip", "convert"] = "convert"  # what becomes of images that are not plain
+
+    def run(self, command: str) -> None:
+        """Writes TFDS `array_record` files; needs no TensorFlow."""
+        del command
+        from train.data import builders
+
+        folder = builders.prepare(self.name, self.source, self.directory, self.bad_images)
+        print(f"{builders.bad_images_text(folder)}\n\nPrepared: {folder}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Look at a prepared data set: splits, counts, class balance, a contact sheet; decode every image."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]  # of the data set
+    directory: Annotated[Path, arg(metavar="FOLDER")] = DATA  # of all prepared data sets
+
+    def run(self, command: str) -> None:
+        """Prints what there is; exit status 1 when an image does not decode."""
+        del command
+        from train.data import survey
+
+        text, every_image_decodes = survey.survey(self.name, self.directory)
+        print(text)
+        if not every_image_decodes:
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Analyse:
+    """Measure what a run's layers hold: CDNV, NCC, mutual information, spectra (Table 6)."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]  # folders of runs; results go into the first
+    data: str | None = None  # another prepared data set; default: the run's own
+    label: str | None = None  # another of its labels
+    critic_steps: int = 2000  # for which the critics of mutual information train
+    output: Annotated[Path | None, arg(metavar="FOLDER")] = None  # default: the first run
+
+    def run(self, command: str) -> None:
+        """Writes `analysis.json` and `analysis.html`."""
+        if not self.runs:
+            raise ValueError("`python -m train analyse` needs a run folder, such as runs/digits.")
+        from train.reports import analysis_page
+
+        analysis_page.run(self.runs, self.data, self.label, self.critic_steps, self.output, command)
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert weights between PyTorch files, safetensors and a run's checkpoints.
+
+    The model's name and its number of classes may be left out where IN tells them.
+    """
+
+    source: Annotated[Positional[Path], arg(metavar="IN")]  # .pth, .th, .pt, .safetensors or a folder of checkpoints
+    target: Annotated[Positional[Path], arg(metavar="OUT")]  # .pth, .th, .pt or .safetensors
+    model: str | None = None  # such as resnet50
+    num_classes: int | None = None  # of the classifier
+
+    def run(self, command: str) -> None:
+        """Writes the weights and says what they are."""
+        del command
+        from train.interop.convert import convert
+
+        print(convert(self.source, self.target, self.model, self.num_classes))
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained network for others, with a model card."""
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN/ARM/SEED")]  # such as runs/digits/VCReg/seed0
+    to: Literal["safetensors", "torchvision", "stablehlo"]  # the format
+    out: Annotated[Path | None, arg(metavar="FOLDER")] = None  # default: RUN/ARM/SEED/export
+    image_size: int | None = None  # pixels of a side; default: the evaluation's
+
+    def run(self, command: str) -> None:
+        """Writes the files and says where."""
+        del command
+        from train.interop.export import export
+
+        print(export(self.folder, self.to, self.out, self.image_size))
+
+
+@dataclass(frozen=True)
+class Crosscheck:
+    """Compare this implementation with PyTorch, number by number; exit status 1 when one differs."""
+
+    json: Annotated[Path | None, arg(metavar="FILE")] = None  # to which every comparison is written
+
+    def run(self, command: str) -> None:
+        """Prints every comparison."""
+        del command
+        try:
+            from train.interop.crosscheck import command as crosscheck
+        except ModuleNotFoundError as error:
+            raise ValueError(f"`crosscheck` needs {error.name}: pip install 'vcreg-jax[train,torch]'.") from error
+        if not crosscheck.run(self.json):
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Compile a config's training step for TPUs that are not there: does it fit, and what does it send?
+
+    Fields of the config can be overridden as in `run`. Exit status 1 when a step does not fit.
+    """
+
+    config: Annotated[Positional[str], arg(metavar="CONFIG")]  # such as pod or configs/pod.py
+    topology: Annotated[str, arg(metavar="KIND:CHIPS")]  # such as v5e:4x4
+    image_shape: tuple[int, int, int] | None = None  # height, width, channels; default: the data set's
+    num_classes: int | None = None  # default: the data set's
+    json: Annotated[Path | None, arg(metavar="FILE")] = None  # to which everything is written
+    overrides: Suppress[tuple[str, ...]] = ()
+
+    def run(self, command: str) -> None:
+        """Prints what the compiler says of every arm."""
+        from train import command_line, config_file
+
+        config = config_file.load(config_file.find(self.config))
+        config = command_line.override(config, self.overrides, f"python -m train preflight {self.config}")
+        from train.benchmarks import preflight
+
+        if not preflight.run(config, self.topology, self.image_shape, self.num_classes, command, self.json):
+            sys.exit(1)
+
+
+def _benchmarks() -> dict[str, type[Any]]:
+    from train.benchmarks.commands import BENCHMARKS
+
+    return BENCHMARKS
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "run": Run,
+    "report": Report,
+    "prepare": Prepare,
+    "data": Data,
+    "analyse": Analyse,
+    "convert": Convert,
+    "export": Export,
+    "crosscheck": Crosscheck,
+    "preflight": Preflight,
+}
+# Groups of commands: what each is for, and how to load it.
+GROUPS: dict[str, tuple[str, Callable[[], dict[str, type[Any]]]]] = {
+    "bench": ("Measure what regularizers cost, and the pace of everything around them.", _benchmarks),
+}
