@@ -19,6 +19,7 @@ from train.config import (
     ModelConfig,
     OptimizerConfig,
     ProbeConfig,
+    Target,
     TrainConfig,
 )
 from vcreg_jax import Sites, VCReg
@@ -44,7 +45,7 @@ def get_config() -> Experiment:
             batch_size=128,
         ),
         arms={"baseline": Sites(), "VCReg": Sites(block=VCReg(alpha=2.56, beta=0.16, delta=1.0, scale="algorithm_1"))},
-        probe=ProbeConfig(label="digit"),
+        targets={"digit": Target(ProbeConfig(label="digit"))},
         seeds=tuple(range(10)),
-        paper="The paper, Table 5: from 20 superclasses of CIFAR-100 to its 100 classes, 60.7 → 72.9 %.",
+        notes=("The paper, Table 5: from 20 superclasses of CIFAR-100 to its 100 classes, 60.7 → 72.9 %.",),
     )

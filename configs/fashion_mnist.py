@@ -10,7 +10,17 @@ Cost   6 minutes an arm at 320 images/s on one CPU core, and the probe of 55,000
 """
 
 from train.augment import AugmentConfig
-from train.config import AdamW, Cosine, DataConfig, Experiment, ModelConfig, OptimizerConfig, ProbeConfig, TrainConfig
+from train.config import (
+    AdamW,
+    Cosine,
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    Target,
+    TrainConfig,
+)
 from vcreg_jax import Sites, VCReg
 
 
@@ -38,6 +48,6 @@ def get_config() -> Experiment:
             eval_every=430,
         ),
         arms={"baseline": Sites(), "VCReg": Sites(block=VCReg(alpha=0.64, beta=0.08))},
-        probe=ProbeConfig(label="label", l2_count=5, max_iterations=200),
+        targets={"clothes": Target(ProbeConfig(label="label", l2_count=5, max_iterations=200))},
         seeds=(0,),
     )

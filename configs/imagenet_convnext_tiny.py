@@ -13,11 +13,18 @@ of its code. `configs.recipes.sweep()` has the whole grid as arms.
 """
 
 from configs import recipes
-from train.config import Pretraining
+from train.config import Experiment
 from vcreg_jax import Sites, VCReg
 
 
-def get_config() -> Pretraining:
+def get_config() -> Experiment:
     """The recipe of torchvision's weights without and with VCReg at the output of every block."""
     arms = {"baseline": Sites(), "VCReg": Sites(block=VCReg(alpha=0.64, beta=0.08))}
-    return Pretraining("imagenet_convnext_tiny", recipes.convnext_tiny(), arms, paper="none 82.5 %, VCReg 82.4 %")
+    return Experiment(
+        name="imagenet_convnext_tiny",
+        title="ConvNeXt-T on ImageNet without and with VCReg",
+        train=recipes.convnext_tiny(),
+        arms=arms,
+        seeds=(0,),
+        paper={"baseline": {"pretraining": 82.5}, "VCReg": {"pretraining": 82.4}},
+    )

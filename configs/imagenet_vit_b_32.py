@@ -14,11 +14,18 @@ of its code. `configs.recipes.sweep()` has the whole grid as arms.
 """
 
 from configs import recipes
-from train.config import Pretraining
+from train.config import Experiment
 from vcreg_jax import Sites, VCReg
 
 
-def get_config() -> Pretraining:
+def get_config() -> Experiment:
     """The recipe of torchvision's weights without and with VCReg at the output of every block."""
     arms = {"baseline": Sites(), "VCReg": Sites(block=VCReg(alpha=0.64, beta=0.08))}
-    return Pretraining("imagenet_vit_b_32", recipes.vit_b_32(), arms, paper="none 75.9 %, VCReg 76.3 %")
+    return Experiment(
+        name="imagenet_vit_b_32",
+        title="ViT-B/32 on ImageNet without and with VCReg",
+        train=recipes.vit_b_32(),
+        arms=arms,
+        seeds=(0,),
+        paper={"baseline": {"pretraining": 75.9}, "VCReg": {"pretraining": 76.3}},
+    )

@@ -9,7 +9,7 @@ Cost   1 to 5 minutes an arm on 2 CPU cores
 The data set only stands in for one: the shape of the images and the number of classes come from the command line.
 """
 
-from train.config import AdamW, Cosine, DataConfig, Experiment, ModelConfig, OptimizerConfig, ProbeConfig, TrainConfig
+from train.config import AdamW, Cosine, DataConfig, Experiment, ModelConfig, OptimizerConfig, TrainConfig
 from vcreg_jax import Sites, VCReg
 
 
@@ -33,5 +33,4 @@ def get_config() -> Experiment:
             "VCReg sampled": Sites(block=VCReg(sample=4)),
             "VCReg sampled in groups": Sites(block=VCReg(scope=4, sample=4)),
         },
-        probe=ProbeConfig(label="digit"),
     )

@@ -35,7 +35,7 @@ IMAGENET_LINEAR = GradientProbeConfig(
 
 def _images(name: str, **changes: str) -> Target:
     transform = EvalTransformConfig(resize=224, crop=224, interpolation="bicubic")
-    return Target(replace(IMAGENET, name=name, evaluation=transform, **changes), PAPER)
+    return Target(PAPER, replace(IMAGENET, **{"name": name, "evaluation": transform, "test_split": "test", **changes}))
 
 
 MEAN_PER_CLASS = replace(PAPER, metric="mean_per_class")
@@ -51,4 +51,4 @@ LARGE = {
     "iNat18": replace(_images("i_naturalist2018", test_split="validation"), probe=INATURALIST),
     "Places": replace(_images("places205", test_split="validation"), probe=PLACES205),
 }
-ALL = {"ImageNet": Target(replace(IMAGENET, test_split="validation"), IMAGENET_LINEAR), **LARGE, **SIX}
+ALL = {"ImageNet": Target(IMAGENET_LINEAR, IMAGENET), **LARGE, **SIX}

@@ -39,6 +39,7 @@ IMAGENET = DataConfig(
     std=(0.229, 0.224, 0.225),
     augment=AugmentConfig(crop_size=224, flip=0.5),  # train.py: --train-crop-size 224, --hflip-prob 0.5
     evaluation=EvalTransformConfig(resize=256, crop=224),  # train.py: --val-resize-size 256, --val-crop-size 224
+    test_split="validation",  # the labels of its test images are not public
 )
 
 

@@ -44,8 +44,8 @@ def get_config() -> Grid:
         vmapped=1,
         steps_per_call=50,
         targets={
-            "L-BFGS": Target(train.data, config.probe),
-            "AdamW": Target(train.data, replace(probes.SUBCLASSES, label="digit")),
-            "20-NN": Target(train.data, NearestNeighborsConfig("digit")),
+            "L-BFGS": config.targets["digit"],
+            "AdamW": Target(replace(probes.SUBCLASSES, label="digit")),
+            "20-NN": Target(NearestNeighborsConfig("digit")),
         },
     )

@@ -62,8 +62,8 @@ def _grid(length: str, steps: int) -> Grid:
         at_once=8,
         baseline_learning_rates=(2e-3, 4e-3, 8e-3, 16e-3),
         targets={
-            "L-BFGS": Target(data, PROBE),
-            "AdamW": Target(data, replace(probes.SUBCLASSES, label="label")),
-            "20-NN": Target(data, NearestNeighborsConfig("label")),
+            "L-BFGS": Target(PROBE),
+            "AdamW": Target(replace(probes.SUBCLASSES, label="label")),
+            "20-NN": Target(NearestNeighborsConfig("label")),
         },
     )

@@ -12,7 +12,7 @@ the regularizers' defaults stand. One candidate each, so no column is tuned. Als
 """
 
 from configs import probes, recipes
-from train.config import Candidate, TrainConfig, Transfer
+from train.config import Experiment, TrainConfig
 from vcreg_jax import DeCov, Sites, VCReg, WLDReg
 
 _COLUMNS = ("pretraining", "iNat18", "Places", "Food-101", "Cars", "Aircraft", "Pets", "Flowers", "DTD")
@@ -40,26 +40,25 @@ ARMS = {
 }
 
 
-def get_config() -> Transfer:
+def get_config() -> Experiment:
     """ResNet-50, the only network with DeCov and WLD-Reg."""
     return _table("resnet50", recipes.resnet50())
 
 
-def sweep() -> dict[str, Transfer]:
+def sweep() -> dict[str, Experiment]:
     """The table's three networks."""
     known = {"resnet50": recipes.resnet50, "convnext_tiny": recipes.convnext_tiny, "vit_b_32": recipes.vit_b_32}
     return {name: _table(name, recipe()) for name, recipe in known.items()}
 
 
-def _table(name: str, train: TrainConfig) -> Transfer:
+def _table(name: str, train: TrainConfig) -> Experiment:
     paper = PAPER[name]
-    return Transfer(
+    return Experiment(
         name=f"table2_{name}",
         title=f"Table 2: {name}, ImageNet, then eight data sets",
         train=train,
-        arms={arm: (Candidate(ARMS[arm]),) for arm in paper},
+        arms={arm: ARMS[arm] for arm in paper},
         targets={**probes.LARGE, **probes.SIX},
         seeds=(0, 1, 2),
-        tuning_seed=100,
         paper={arm: dict(zip(_COLUMNS, values, strict=True)) for arm, values in paper.items()},
     )

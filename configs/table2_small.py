@@ -20,7 +20,7 @@ from configs import recipes
 from configs.table5_small import DATA, NONE, PROBE, STRENGTHS, training
 from configs.table5_small import get_config as table5
 from train.augment import EvalTransformConfig
-from train.config import Candidate, DataConfig, Target, Transfer
+from train.config import Candidate, DataConfig, Experiment, Target
 from vcreg_jax import DeCov, Sites, WLDReg
 
 
@@ -33,13 +33,13 @@ def _target(name: str, metric: str) -> Target:
         evaluation=EvalTransformConfig(resize=32, crop=32),
         in_memory=True,
     )
-    return Target(data, replace(PROBE, metric=metric), held_out=0.2)
+    return Target(replace(PROBE, metric=metric), data, held_out=0.2)
 
 
 PRETRAINING = replace(DATA, label="label", train_split="train[:10000]", validation_split="train[45000:47500]")
 CIFAR10 = replace(recipes.CIFAR10, train_split="train[:5000]", validation_split="train[45000:47500]")
 TARGETS = {
-    "CIFAR-10": Target(CIFAR10, PROBE),
+    "CIFAR-10": Target(PROBE, CIFAR10),
     "Flowers-89": _target("flowers89", "mean_per_class"),
     "Caltech-97": _target("caltech97", "mean_per_class"),
     "DTD-10": _target("dtd10", "top1"),
@@ -54,7 +54,7 @@ ARMS = {
 }
 
 
-def get_config() -> Transfer:
+def get_config() -> Experiment:
     """The four columns; DeCov and WLD-Reg at the input of the classifier."""
     return replace(
         table5(),

@@ -11,7 +11,7 @@ candidate for either column, so neither is tuned.
 """
 
 from configs import probes, recipes
-from train.config import Candidate, TrainConfig, Transfer
+from train.config import Experiment, TrainConfig
 from vcreg_jax import Sites, VCReg
 
 PAPER = {
@@ -20,20 +20,19 @@ PAPER = {
 }
 
 
-def get_config() -> Transfer:
+def get_config() -> Experiment:
     """Without and with VCReg at the output of every block."""
     return table4("simclr", "SimCLR", recipes.simclr(), PAPER)
 
 
-def table4(name: str, method: str, train: TrainConfig, paper: dict[str, tuple[float, ...]]) -> Transfer:
+def table4(name: str, method: str, train: TrainConfig, paper: dict[str, tuple[float, ...]]) -> Experiment:
     """Both arms of one method, then the nine probes, in whose order the numbers of `paper` stand."""
-    return Transfer(
+    return Experiment(
         name=f"table4_{name}",
         title=f"Table 4: {method}, ResNet-50, ImageNet without labels, then nine data sets",
         train=train,
-        arms={"none": (Candidate(),), "VCReg": (Candidate(Sites(block=VCReg(alpha=0.64, beta=0.08))),)},
+        arms={"none": Sites(), "VCReg": Sites(block=VCReg(alpha=0.64, beta=0.08))},
         targets=probes.ALL,
         seeds=(0, 1, 2),
-        tuning_seed=100,
         paper={arm: dict(zip(probes.ALL, values, strict=True)) for arm, values in paper.items()},
     )

@@ -22,12 +22,12 @@ from train.config import (
     AdamW,
     Candidate,
     Cosine,
+    Experiment,
     JointEmbedding,
     ModelConfig,
     OptimizerConfig,
     Target,
     TrainConfig,
-    Transfer,
 )
 from vcreg_jax import Sites, VCReg
 from vcreg_jax.losses import NTXent, VICReg
@@ -39,12 +39,12 @@ PROBED = replace(recipes.CIFAR10, train_split="train[:10000]", validation_split=
 ARMS = {"none": Sites(), "VCReg": Sites(block=VCReg(alpha=0.64, beta=0.08))}
 
 
-def get_config() -> Transfer:
+def get_config() -> Experiment:
     """SimCLR's columns."""
     return sweep()["simclr"]
 
 
-def sweep() -> dict[str, Transfer]:
+def sweep() -> dict[str, Experiment]:
     """The table's two methods."""
     simclr = JointEmbedding(NTXent(temperature=0.5), projector=(256, 64), views_together=True)
     vicreg = JointEmbedding(VICReg(), projector=(512, 512), views_together=False)
@@ -54,9 +54,9 @@ def sweep() -> dict[str, Transfer]:
     }
 
 
-def _method(name: str, title: str, objective: JointEmbedding, view: AugmentConfig) -> Transfer:
+def _method(name: str, title: str, objective: JointEmbedding, view: AugmentConfig) -> Experiment:
     data = replace(PROBED, train_split="train[:45000]", augment=view, second_view=view, in_memory=False)
-    return Transfer(
+    return Experiment(
         name=f"table4_small_{name}",
         title=f"Table 4 in small: {title} on CIFAR-10 (150 steps of 128 pairs), then its classes",
         train=TrainConfig(
@@ -70,7 +70,7 @@ def _method(name: str, title: str, objective: JointEmbedding, view: AugmentConfi
             eval_every=150,
         ),
         arms={arm: (Candidate(sites),) for arm, sites in ARMS.items()},
-        targets={"CIFAR-10": Target(PROBED, PROBE)},
+        targets={"CIFAR-10": Target(PROBE, PROBED)},
         seeds=(0, 1, 2),
         tuning_seed=100,
     )

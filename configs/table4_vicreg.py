@@ -12,7 +12,7 @@ candidate for either column, so neither is tuned.
 
 from configs import recipes
 from configs.table4_simclr import table4
-from train.config import Transfer
+from train.config import Experiment
 
 PAPER = {
     "none": (65.2, 41.7, 48.2, 61.0, 27.3, 51.2, 79.1, 74.3, 65.4),
@@ -20,6 +20,6 @@ PAPER = {
 }
 
 
-def get_config() -> Transfer:
+def get_config() -> Experiment:
     """Without and with VCReg at the output of every block."""
     return table4("vicreg", "VICReg", recipes.vicreg(), PAPER)

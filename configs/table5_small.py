@@ -19,12 +19,12 @@ from train.config import (
     Candidate,
     Cosine,
     DataConfig,
+    Experiment,
     ModelConfig,
     OptimizerConfig,
     ProbeConfig,
     Target,
     TrainConfig,
-    Transfer,
 )
 from vcreg_jax import Sites, VCReg
 
@@ -50,13 +50,13 @@ def training(data: DataConfig, steps: int) -> TrainConfig:
     )
 
 
-def get_config() -> Transfer:
+def get_config() -> Experiment:
     """Without a regularizer, and with VCReg at the output of every block."""
-    return Transfer(
+    return Experiment(
         name="table5_small",
         train=training(DATA, 2400),
         arms={"none": NONE, "VCReg": tuple(Candidate(Sites(block=reg)) for reg in STRENGTHS)},
-        targets={"CIFAR-100": Target(DATA, PROBE)},
+        targets={"CIFAR-100": Target(PROBE)},
         seeds=(0, 1, 2),
         tuning_seed=100,
         title="Table 5 in small: CIFAR-100, 20 superclasses, then 100 classes (45,000 images, 2,400 steps)",

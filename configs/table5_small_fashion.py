@@ -14,10 +14,10 @@ from dataclasses import replace
 from configs import fashion_mnist
 from configs.table5_small import PROBE, training
 from configs.table5_small import get_config as with_cifar100
-from train.config import Target, Transfer
+from train.config import Experiment, Target
 
 
-def get_config() -> Transfer:
+def get_config() -> Experiment:
     """Without a regularizer, and with VCReg at the output of every block."""
     data = replace(
         fashion_mnist.get_config().train.data,
@@ -29,6 +29,6 @@ def get_config() -> Transfer:
         with_cifar100(),
         name="table5_small_fashion",
         train=training(data, 100),
-        targets={"Fashion-MNIST": Target(data, PROBE)},
+        targets={"Fashion-MNIST": Target(PROBE)},
         title="Table 5 in small: Fashion-MNIST, 3 kinds, then 10 classes (10,000 images, 100 steps)",
     )

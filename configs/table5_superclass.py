@@ -16,7 +16,7 @@ paper names none.
 from dataclasses import replace
 
 from configs import probes, recipes
-from train.config import Candidate, DataConfig, Target, Transfer
+from train.config import Candidate, DataConfig, Experiment, Target
 from vcreg_jax import Sites, VCReg
 
 PAPER = {
@@ -31,12 +31,12 @@ SUBCLASSES = {"living_9": 72, "mixed_10": 60, "mixed_13": 78, "geirhos_16": 32, 
 RATES = (0.016, 0.008)
 
 
-def get_config() -> Transfer:
+def get_config() -> Experiment:
     """CIFAR-100's column."""
     return sweep()["cifar100"]
 
 
-def sweep() -> dict[str, Transfer]:
+def sweep() -> dict[str, Experiment]:
     """The table's six columns."""
     cifar = replace(
         recipes.CIFAR100_SUPERCLASSES, train_split="train[:45000]", validation_split="train[45000:]", test_split="test"
@@ -49,16 +49,15 @@ def sweep() -> dict[str, Transfer]:
             label="superclass",
             train_split="train[:99%]",
             validation_split="train[99%:]",
-            test_split="validation",
         )
         columns[name] = _column(name, data, "subclass", 1287 * count)  # images of a class, 99 % of about 1,300
     return columns
 
 
-def _column(name: str, data: DataConfig, subclass: str, images: int) -> Transfer:
+def _column(name: str, data: DataConfig, subclass: str, images: int) -> Experiment:
     none, vcreg = PAPER[name]
     regularized = Sites(block=VCReg(alpha=0.64, beta=0.08))
-    return Transfer(
+    return Experiment(
         name=f"table5_{name}",
         title=f"Table 5: {name}, superclasses, then classes",
         train=recipes.superclasses(data, images),
@@ -66,7 +65,7 @@ def _column(name: str, data: DataConfig, subclass: str, images: int) -> Transfer
             arm: tuple(Candidate(sites, peak_learning_rate=rate) for rate in RATES)
             for arm, sites in {"none": Sites(), "VCReg": regularized}.items()
         },
-        targets={name: Target(data, replace(probes.SUBCLASSES, label=subclass))},
+        targets={name: Target(replace(probes.SUBCLASSES, label=subclass))},
         seeds=(0, 1, 2),
         tuning_seed=100,
         paper={"none": {name: none}, "VCReg": {name: vcreg}},

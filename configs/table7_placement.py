@@ -11,7 +11,7 @@ tell what it found; here they are 0.64 and 0.08 everywhere.
 """
 
 from configs import probes, recipes
-from train.config import Candidate, Transfer
+from train.config import Candidate, Experiment
 from vcreg_jax import Sites, VCReg
 
 PAPER = {
@@ -32,9 +32,9 @@ def places(reg: VCReg) -> dict[str, Sites]:
     }
 
 
-def get_config() -> Transfer:
+def get_config() -> Experiment:
     """The four placements, each with two learning rates."""
-    return Transfer(
+    return Experiment(
         name="table7_placement",
         title="Table 7: where VCReg is applied, ConvNeXt-Atto, ImageNet, then six data sets",
         train=recipes.convnext_atto(),
@@ -49,6 +49,6 @@ def get_config() -> Transfer:
     )
 
 
-def sweep() -> dict[str, Transfer]:
+def sweep() -> dict[str, Experiment]:
     """The table has one run."""
     return {"convnext_atto": get_config()}

@@ -14,10 +14,10 @@ from dataclasses import replace
 from configs.table2_small import get_config as table2
 from configs.table5_small import STRENGTHS
 from configs.table7_placement import places
-from train.config import Candidate, Transfer
+from train.config import Candidate, Experiment
 
 
-def get_config() -> Transfer:
+def get_config() -> Experiment:
     """The four placements, each with two points of the paper's grid."""
     at = [places(reg) for reg in STRENGTHS]
     return replace(

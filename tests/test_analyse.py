@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestCentroid
 import vcreg_jax as vc
 from configs import digits
 from train.__main__ import main
-from train.config import Pretraining
+from train.config import Experiment
 from train.data import pipeline
 from train.experiments import analyse
 from train.files import json_files
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     train = digits.get_config().train
     train = replace(train, data=replace(train.data, label="digit", directory=str(directory / "data")))
     arms = {"VCReg": vc.Sites(block=vc.VCReg(alpha=1.28, beta=0.16, delta=2.0), features=vc.identity)}
-    config = Pretraining("small", train, arms, runs_directory=str(directory))
+    config = Experiment("small", "small", train, arms, runs_directory=str(directory))
     run = loop.prepare(train, arms["VCReg"])
     with claim(directory / "small", config):
         pass
@@ -51,8 +51,8 @@ def test_a_config_comes_back_from_its_folder(folder):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"config.json is missing: give the folder of a run"):
         saved_config.load(tmp_path)
-    (tmp_path / "config.json").write_text('{"class": "Pretraining", "nothing": 1}')
-    with pytest.raises(ValueError, match="whose Pretraining has other fields"):
+    (tmp_path / "config.json").write_text('{"class": "Experiment", "nothing": 1}')
+    with pytest.raises(ValueError, match="whose Experiment has other fields"):
         saved_config.load(tmp_path)
     (tmp_path / "config.json").write_text('{"class": "Path"}')
     with pytest.raises(ValueError, match="holds a Path, which this version does not know"):
@@ -121,7 +121,8 @@ def test_the_page_and_the_table_hold_the_numbers_beside_the_papers(folder, writt
     without = replace(
         found, layers=[replace(layer, ncc_agreement={"train": None, "test": None}) for layer in found.layers]
     )
-    text = analysis_page.markdown({"VCReg": [found, other], "other labels": [without]})
+    lines = analysis_page.markdown({"VCReg": [found, other], "other labels": [without]}).splitlines()
+    text = "\n".join(f"| {' | '.join(cell.strip() for cell in line.strip('|').split('|'))} |" for line in lines)
     values = np.array([one["layers"][-1]["cdnv"]["train"], 3.0])
     assert f"| CDNV, train | {values.mean():.3f} ± {values.std(ddof=1):.3f} |" in text
     assert "| NCC agreement, train | " in text and " | \N{EN DASH} | 0.99 | 0.81 |" in text

@@ -211,7 +211,18 @@ def test_bad_input_is_one_line_and_writes_nothing(saved, tmp_path, capsys, kind,
 @pytest.mark.parametrize(("missing", "suffix"), [("torch", ".pth"), ("safetensors", ".safetensors")])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, missing, suffix):
     (tmp_path / f"a{suffix}").touch()
-    program = f"import sys; sys.modules[{missing!r}] = None\nfrom train.__main__ import main\nmain(sys.argv[1:])"
+    program = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == {missing!r}:
+            raise ModuleNotFoundError(name, name={missing!r})
+
+sys.meta_path.insert(0, Missing())
+from train.__main__ import main
+main(sys.argv[1:])
+"""
     arguments = ["convert", str(tmp_path / f"a{suffix}"), str(tmp_path / "b.pth"), "--model", "resnet20"]
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2

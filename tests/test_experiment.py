@@ -1,14 +1,20 @@
 import json
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from sklearn.datasets import load_digits
 
 import vcreg_jax as vc
 from configs import digits
+from train.config import EMAConfig, Experiment, Target
+from train.data import pipeline
 from train.experiments import experiment
-from train.reports import report
+from train.files import json_files
+from train.reports import report, report_page, tables
 from train.trainer import loop
 
 
@@ -24,7 +30,8 @@ def config(tmp_path_factory):
         batch_size=64,
         log_every=1,
     )
-    return replace(whole, train=train, seeds=(3,), runs_directory=str(folder), probe=replace(whole.probe, l2_count=3))
+    targets = {"digit": Target(replace(whole.targets["digit"].probe, l2_count=3))}
+    return replace(whole, train=train, seeds=(3,), runs_directory=str(folder), targets=targets)
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +40,40 @@ def folder(config):
 
 
 def test_the_run_folder_becomes_a_report(folder):
-    loaded = report.load(folder)
-    assert [row.n for row in report.summary(loaded)] == [1, 1, 1]
-    assert report.write(folder).stat().st_size > 50_000
+    header, own, probe, rank = report.rows(report.load(folder))
+    assert header == ["", "baseline", "VCReg", "difference"]
+    assert [row[0] for row in (own, probe, rank)] == [
+        "closed_loop accuracy (%)", "digit probe accuracy (%)", "effective rank",
+    ]  # fmt: skip
+    assert report_page.write(folder).stat().st_size > 50_000
 
 
 def test_what_is_reported_is_what_numpy_finds_in_the_saved_features(folder):
     for arm in ("baseline", "VCReg"):
-        saved = np.load(folder / arm / "seed3" / "features.npz")
-        result = json.loads((folder / arm / "seed3" / "result.json").read_text())
+        with np.load(folder / arm / "seed3" / "features.npz") as archive:
+            saved = dict(archive)
+        found = json_files.read(folder / arm / "seed3" / "result.json")["targets"]["digit"]
         of_each_digit = np.bincount(load_digits(return_X_y=True)[1])
         in_test = [sum(index % 10 >= 6 for index in range(count)) for count in of_each_digit]  # the last four of ten
-        assert np.bincount(saved["test_labels"]).tolist() == in_test
-        assert len(saved["test_features"]) == sum(in_test)
-        p = saved["singular_values"] / saved["singular_values"].sum()
-        np.testing.assert_allclose(result["effective_rank"], np.exp(-(p * np.log(p)).sum()), rtol=1e-4)
-        at_best = saved["l2"][saved["validation_accuracy"] == saved["validation_accuracy"].max()].max()
-        np.testing.assert_allclose(result["probe_l2"], at_best)
+        assert np.bincount(saved["digit/labels"]).tolist() == in_test
+        p = saved["digit/singular_values"] / saved["digit/singular_values"].sum()
+        np.testing.assert_allclose(found["effective_rank"], np.exp(-(p * np.log(p)).sum()), rtol=1e-4)
+        accuracy, l2 = saved["digit/validation_accuracy"], saved["digit/l2"]
+        np.testing.assert_allclose(found["l2"], l2[accuracy == accuracy.max()].max())
+        rows = {}
+        for place in (folder / arm / "seed3" / "features").iterdir():
+            index = json.loads((place / "index.json").read_text())
+            rows[index["images"][1].split()[1]] = np.fromfile(place / "features.bin", np.float32).reshape(
+                index["shape"]
+            )
+        test = rows["test"].astype(np.float64)
+        deviations = np.linalg.svd(rows["train"] - rows["train"].mean(0), compute_uv=False) / np.sqrt(907)
+        np.testing.assert_allclose(saved["digit/singular_values"], deviations, rtol=1e-3, atol=1e-4)
+        _, s, axes = np.linalg.svd(test - test.mean(0), full_matrices=False)
+        np.testing.assert_allclose(saved["digit/shares"], (s**2 / (s**2).sum())[:2], rtol=1e-6)
+        np.testing.assert_allclose(
+            np.abs(saved["digit/points"]), np.abs((test - test.mean(0)) @ axes[:2].T), atol=1e-5 * s[0]
+        )
 
 
 def test_the_arms_start_from_the_same_weights_and_part_in_training(folder):
@@ -75,3 +99,51 @@ def test_a_folder_of_another_config_is_refused_naming_the_difference(config, fol
     weaker = {"baseline": vc.Sites(), "VCReg": vc.Sites(block=vc.VCReg(alpha=0.1, beta=0.16))}
     with pytest.raises(ValueError, match="arms.VCReg.block.alpha: 2.56 there, 0.1 here"):
         experiment.run(replace(config, arms=weaker), "changed")
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """Without a target, and tested on the moving average of its weights."""
+    directory, whole = tmp_path_factory.mktemp("averaged"), digits.get_config()
+    train = replace(
+        whole.train,
+        data=replace(whole.train.data, directory=str(directory / "data")),
+        optimizer=replace(whole.train.optimizer, schedule=replace(whole.train.optimizer.schedule, warmup_steps=1)),
+        steps=3,
+        ema=EMAConfig(0.5, steps_per_epoch=3, every_steps=1),
+    )
+    arms = {"baseline": vc.Sites(), "VCReg": vc.Sites(block=vc.VCReg())}
+    return Experiment(
+        "small", "Small", train, arms, seeds=(0,), runs_directory=str(directory), paper={"VCReg": {"pretraining": 75.9}}
+    )
+
+
+def test_without_a_target_the_accuracy_is_that_of_the_averaged_weights_on_test_images(averaged):
+    folder = experiment.run(averaged, "python -m train run small.py")
+    accuracy = {arm: json_files.read(folder / arm / "seed0" / "result.json")["accuracy"] for arm in averaged.arms}
+    train = averaged.train
+    data = pipeline.load(train.data, "test")
+    trained = loop.train(train, averaged.arms["VCReg"], 0, folder / "VCReg" / "seed0", "again")  # restores only
+    images = np.concatenate([batch["image"][batch["mask"]] for batch in data.eval_batches(128)])
+    graphdef = loop.prepare(train, averaged.arms["VCReg"]).graphdef
+    pixels = (images / 255 - train.data.mean) / train.data.std
+    logits, last = (
+        np.asarray(nnx.merge(graphdef, weights["params"], weights["batch_stats"])(jnp.asarray(pixels, jnp.float32))[0])
+        for weights in jax.tree.map(jnp.asarray, jax.device_get([trained.state["ema"], trained.state]))
+    )
+    np.testing.assert_allclose(trained.predict(images)[0], logits, atol=1e-4)
+    assert np.abs(logits - last).max() > 1e-2
+    assert accuracy["VCReg"] == pytest.approx((logits.argmax(axis=1) == data.labels()).mean(), abs=1e-6)
+    _, own = report.rows(report.load(folder))
+    assert own[:3] == ["accuracy (%)", f"{100 * accuracy['baseline']:.2f}", f"{100 * accuracy['VCReg']:.2f}"]
+    assert "75.9" in tables.text(tables.gather(averaged))
+    assert "Trained to tell the closed_loop." in report_page.write(folder).read_text()
+
+
+def test_what_cannot_run_is_refused_before_any_work(averaged, tmp_path):
+    config = replace(averaged, runs_directory=str(tmp_path / "runs"))
+    with pytest.raises(ValueError, match="needs a seed and an arm"):
+        experiment.run(replace(config, seeds=()), "")
+    with pytest.raises(ValueError, match=r"Nearest: 8 or 16\."):
+        experiment.run(replace(config, train=replace(config.train, batch_size=12)), "")
+    assert not (tmp_path / "runs").exists()

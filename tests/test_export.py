@@ -15,7 +15,7 @@ import vcreg_jax as vc
 from configs import digits
 from tests.torch_models import perturbed
 from train.__main__ import main
-from train.config import CheckpointConfig, Pretraining
+from train.config import CheckpointConfig, Experiment
 from train.files import json_files
 from train.interop.export import read_program
 from train.run.checkpoints import Checkpoints
@@ -35,7 +35,7 @@ def run_folder(directory, name: str):
     train = digits.get_config().train
     data = replace(train.data, name="synthetic", mean=MEAN, std=STD, synthetic_size=24, channels=None, in_memory=False)
     train = replace(train, data=data, model=replace(train.model, name=name))
-    with claim(directory / "net", Pretraining("net", train, {"VCReg": vc.Sites(block=vc.VCReg(0.5))})):
+    with claim(directory / "net", Experiment("net", "net", train, {"VCReg": vc.Sites(block=vc.VCReg(0.5))})):
         pass
     folder = directory / "net" / "VCReg" / "seed0"
     folder.mkdir(parents=True)
@@ -47,8 +47,8 @@ def run_folder(directory, name: str):
     _, params, batch_stats = split(model)
     with Checkpoints(folder / "checkpoints", CheckpointConfig(), {"train": as_json(train)}) as checkpoints:
         checkpoints.save(7, {"params": params, "batch_stats": batch_stats, "step": jnp.asarray(7)}, {})
-    write_json(folder / "result.json", {"validation_accuracy": 0.912345678})
-    write_json(directory / "net" / "pretraining.json", {"commit": "0123abc", "command": "python -m train run net.py"})
+    write_json(folder / "result.json", {"accuracy": 0.912345678, "targets": {}})
+    write_json(directory / "net" / "experiment.json", {"commit": "0123abc", "command": "python -m train run net.py"})
     return folder
 
 
@@ -88,7 +88,7 @@ def test_the_card_says_what_it_is_and_its_code_runs(tmp_path, monkeypatch):
     main(["export", str(folder), "--to", "safetensors"])
     card = (folder / "export" / "README.md").read_text()
     about = ("0123abc", "python -m train run net.py", "synthetic", '"alpha": 0.5', f"jax | {jax.__version__} |")
-    for said in ("convnext_digits, 5 classes", "validation_accuracy | 0.91235 |", *about):
+    for said in ("convnext_digits, 5 classes", "accuracy | 0.91235 |", *about):
         assert said in card
     monkeypatch.chdir(folder / "export")
     names: dict = {}

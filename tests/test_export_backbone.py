@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import vcreg_jax as vc
 from configs import digits
 from train.__main__ import main
-from train.config import CheckpointConfig, JointEmbedding, Pretraining
+from train.config import CheckpointConfig, Experiment, JointEmbedding
 from train.interop import export
 from train.run.checkpoints import Checkpoints
 from train.run.folder import as_json, claim
@@ -28,7 +28,7 @@ def _run(directory, joint_embedding):
     train = digits.get_config().train
     data = replace(train.data, name="synthetic", mean=(0.5,), std=(0.5,), synthetic_size=8, channels=None)
     train = replace(train, data=replace(data, in_memory=False), joint_embedding=joint_embedding)
-    with claim(directory / "net", Pretraining("net", train, {"VCReg": vc.Sites()})):
+    with claim(directory / "net", Experiment("net", "net", train, {"VCReg": vc.Sites()})):
         pass
     folder = directory / "net" / "VCReg" / "seed0"
     model = Architecture(train.model, 5, COLOUR, vc.Sites(), joint_embedding).create(0)

@@ -108,7 +108,7 @@ def test_probes_choose_where_there_are_targets_and_every_arm_is_tested(tmp_path)
     config = replace(
         config,
         arms={**config.arms, "Algorithm 1": Strengths(strong, (1.28,), (0.16,))},
-        targets={name: Target(config.train.data, probe) for name, probe in probes.items()},
+        targets={name: Target(probe) for name, probe in probes.items()},
         learning_rates=(4e-3,),
         seeds=(0,),
     )

@@ -93,7 +93,7 @@ def test_the_report_refuses_numbers_and_pictures_that_are_not_what_was_written(t
     seed = tmp_path / "VCReg" / "seed0"
     seed.mkdir(parents=True)
     np.savez(seed / "features.npz", l2=np.arange(3.0))
-    result = {"probe_accuracy": 0.5, folder.ARRAYS_HASH: folder.file_hash(seed / "features.npz")}
+    result = {"accuracy": 0.5, folder.ARRAYS_HASH: folder.file_hash(seed / "features.npz")}
     json_files.write(seed / "result.json", result)
     folder.check(tmp_path)
     np.savez(seed / "features.npz", l2=np.arange(4.0))

@@ -1,4 +1,5 @@
 import importlib.metadata
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import vcreg_jax as vc
 from train import config_file
 from train.__main__ import main
+from train.benchmarks import preflight
 from train.commands import COMMANDS, GROUPS, Data
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +102,31 @@ def test_help_is_short_and_names_every_command(arguments, capsys):
 def test_the_version_is_the_packages(capsys):
     main(["--version"])
     assert capsys.readouterr().out.strip() == vc.__version__ == importlib.metadata.version("vcreg-jax")
+
+
+@pytest.mark.parametrize("config", ["table5_small", "strength_digits", "imagenet_resnet50", "table3_small_cifar10"])
+def test_preflight_takes_a_config_of_every_kind_that_trains_on_images(config, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    planned = []
+    monkeypatch.setattr(preflight, "compile_arm", lambda plan, sites: planned.append(sites) or preflight.TooLarge(1))
+    options = ["--topology", "v5e:2x2", "--image-shape", "32", "32", "3", "--num-classes", "10"]
+    with pytest.raises(SystemExit, match="1"):  # since nothing fits
+        main(["preflight", config, *options, "--train.batch-size", "64"])
+    assert planned[0] == vc.Sites() and len(planned) > 1 and vc.Sites() not in planned[1:]
+
+
+def test_what_a_command_cannot_work_on_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    grid = tmp_path / "grid"
+    grid.mkdir()
+    (grid / "config.json").write_text(json.dumps({"class": "Grid", "name": "grid"}))
+    for arguments, message in (
+        (["preflight", "fig1_two_moons", "--topology", "v5e:2x2"], "fig1_two_moons is a TwoMoons"),
+        (["analyse", str(grid)], "is of a Grid. Of an Experiment alone each network is kept."),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert message in capsys.readouterr().err
 
 
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(monkeypatch, capsys):

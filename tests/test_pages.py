@@ -16,16 +16,17 @@ from train.config import Candidate
 from train.experiments import analyse
 from train.experiments.grid import Strengths
 from train.experiments.two_moons import Method, TwoMoons
-from train.reports import analysis_page, axis_labels, figure1, grid_table, report, tables
+from train.reports import analysis_page, axis_labels, figure1, grid_table, report_page, tables
 from vcreg_jax import Sites, VCReg
 
 BAD = "<img src=x onerror=alert(1)>"
 
 
-def report_page(folder, name=BAD):
-    about = dict.fromkeys(("title", "command", "hardware", "commit", "superclass_label", "probe_label", "paper"), name)
-    named = {"class_names": [name, "b", "c"], "versions": {name: name}, "config": {name: name}}
-    write_run(folder, {"baseline": PROBE["baseline"], name: PROBE["VCReg"]}, **about, **named)
+def run(folder, name=BAD):
+    about = dict.fromkeys(("title", "command", "hardware", "commit", "label"), name)
+    named = {"notes": [name], "versions": {name: name}, "config": {name: name}}
+    target = {"label": name, "class_names": [name, "b", "c"]}
+    write_run(folder, {"baseline": PROBE["baseline"], name: PROBE["VCReg"]}, target=target, **about, **named)
     for arm in ("baseline", name):  # every layer over time, so that each of the page's figures is drawn
         path = folder / arm / "seed0" / "metrics.jsonl"
         numbers = ("effective_rank", "under_unit_std", "off_diagonal_rms", "gradient_ratio")
@@ -35,7 +36,7 @@ def report_page(folder, name=BAD):
             for step in (1, 2)
         ]
         path.write_text("\n".join([path.read_text(), *map(json.dumps, looks)]))
-    return report.write(folder).read_text()
+    return report_page.write(folder).read_text()
 
 
 def analysis_of(arm, seed=0, name=BAD):
@@ -63,7 +64,8 @@ def table(folder, name=BAD):
     config = table5_superclass.get_config()
     target = next(iter(config.targets.values()))
     config = replace(
-        config, title=name, runs_directory=str(folder), targets={name: target}, paper={name: {name: 50.0}},
+        config, title=name, runs_directory=str(folder), targets={name: target}, notes=(name,),
+        paper={name: {name: 50.0}},
         arms={"none": (Candidate(Sites()),), name: (Candidate(Sites()),)},
     )  # fmt: skip
     for arm in config.arms:
@@ -89,7 +91,7 @@ def moons(folder, name=BAD):
     return (figure1.run(config, name) / "report.html").read_text()
 
 
-PAGES = {"report": report_page, "analysis": analysis, "table": table, "grid": grid, "moons": moons}
+PAGES = {"report": run, "analysis": analysis, "table": table, "grid": grid, "moons": moons}
 
 
 @pytest.fixture(scope="module", params=PAGES)

@@ -11,7 +11,7 @@ import safetensors
 
 from configs import digits
 from train.__main__ import main
-from train.config import LARS, SGD, AdamW, Cosine, EMAConfig, MeshConfig, Pretraining, ProbeConfig, StepDecay
+from train.config import LARS, SGD, AdamW, Cosine, EMAConfig, Experiment, MeshConfig, ProbeConfig, StepDecay
 from train.files import json_files
 from train.interop import convert, saved_config
 from train.run import folder, hosts
@@ -57,7 +57,7 @@ def test_numbers_that_cannot_be_meant_are_refused(name):
 )
 def test_seeds_are_different_and_of_32_bits(seeds, message):
     with pytest.raises(ValueError, match=message):
-        Pretraining("a", TRAIN, {}, seeds)
+        Experiment("a", "a", TRAIN, {}, seeds=seeds)
 
 
 def test_a_number_from_the_command_line_is_refused_in_one_line(capsys):

@@ -11,22 +11,26 @@ import matplotlib
 import numpy as np
 import pytest
 
-from train.reports import figures, report
+from train.experiments import targets
+from train.files import json_files
+from train.reports import figures, report, report_page
+from train.reports.summary import Sample, difference, number, with_error
 
 PROBE = {"baseline": [0.90, 0.92, 0.91], "VCReg": [0.95, 0.94, 0.97]}
 RANK = {"baseline": [3.0, 3.5, 2.5], "VCReg": [11.0, 12.0, 14.5]}
 
 
-def write_run(folder: Path, probe=PROBE, rank=RANK, **about) -> Path:
+def write_run(folder: Path, probe=PROBE, rank=RANK, target=None, **about) -> Path:
     """A run folder of made-up files; `about` replaces entries of experiment.json."""
     seeds = list(range(len(next(iter(probe.values())))))
     known = {
-        "name": "digits", "title": "Digits", "arms": list(probe), "seeds": seeds, "superclass_label": "loop",
-        "probe_label": "digit", "class_names": ["0", "1", "long name"], "command": "python -m train run",
-        "hardware": "a", "commit": "c0ffee", "versions": {"jax": "0.10"}, "config": {"steps": 100}, "wall_seconds": 1.5,
+        "name": "digits", "title": "Digits", "notes": [], "arms": list(probe), "seeds": seeds, "label": "loop",
+        "targets": {"digit": {"label": "digit", "class_names": ["0", "1", "long name"]} | (target or {})},
+        "command": "python -m train run", "hardware": "a", "commit": "c0ffee", "versions": {"jax": "0.10"},
+        "config": {"steps": 100}, "wall_seconds": 1.5,
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
-    (folder / "experiment.json").write_text(json.dumps(known | about))
+    json_files.write(folder / "experiment.json", known | about)
     for arm, accuracies in probe.items():
         for seed in seeds:
             write_seed(folder / arm / f"seed{seed}", accuracies[seed], rank.get(arm, RANK["VCReg"])[seed])
@@ -36,20 +40,33 @@ def write_run(folder: Path, probe=PROBE, rank=RANK, **about) -> Path:
 def write_seed(folder: Path, accuracy: float, rank: float) -> None:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(round(1000 * accuracy))
-    result = {"superclass_accuracy": 0.99, "probe_accuracy": accuracy, "effective_rank": rank, "probe_l2": 0.01}
-    (folder / "result.json").write_text(json.dumps(result | {"probe_converged": True}))
+    digit = {"accuracy": accuracy, "effective_rank": rank, "l2": 0.01, "converged": True, "protocol": "a protocol"}
+    json_files.write(folder / "result.json", {"accuracy": 0.99, "targets": {"digit": digit}})
     records = [
         {"step": s, "split": x, "loss": rng.uniform(0.5, 1) / s} for s in (1, 5) for x in ("train", "validation")
     ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
-    np.savez(
-        folder / "features.npz",
-        test_features=rng.normal(size=(30, 6)).astype(np.float32),
-        test_labels=np.arange(30) % 3,
-        singular_values=np.array([5, 2, 1, 0.5, 0.1, 0], np.float32),  # a dead unit's zero has no logarithm
-        l2=np.logspace(-4, 2, 4),
-        validation_accuracy=np.array([0.9, 0.95, 0.8, 0.2]),
-    )
+    points, shares = targets.plane(rng.normal(size=(30, 6)))
+    arrays = {
+        "points": points,
+        "shares": shares,
+        "labels": np.arange(30) % 3,
+        "singular_values": np.array([5, 2, 1, 0.5, 0.1, 0], np.float32),  # a dead unit's zero has no logarithm
+        "l2": np.logspace(-4, 2, 4),
+        "validation_accuracy": np.array([0.9, 0.95, 0.8, 0.2]),
+    }
+    np.savez(folder / "features.npz", allow_pickle=False, **{f"digit/{name}": value for name, value in arrays.items()})
+
+
+def edit(path: Path, change) -> None:
+    """Writes what `change` makes of the file's content."""
+    found = json_files.read(path)
+    change(found)
+    json_files.write(path, found)
+
+
+def lines_of(folder: Path) -> list[list[str]]:
+    return report.rows(report.load(folder))
 
 
 class Page(HTMLParser):
@@ -94,40 +111,48 @@ class Page(HTMLParser):
             self.text[self.open[-1]] = self.text.get(self.open[-1], "") + data
 
 
-def test_summary_is_the_mean_and_sample_deviation_of_each_arm_and_of_their_difference(tmp_path):
-    rows = {row.metric: row for row in report.summary(report.load(write_run(tmp_path)))}
-    for metric, values, scale in (("probe accuracy (%)", PROBE, 100), ("effective rank", RANK, 1)):
-        row, (a, b) = rows[metric], ([scale * x for x in own] for own in values.values())
-        apart = [y - x for x, y in zip(a, b, strict=True)]
-        np.testing.assert_allclose(row.mean, [statistics.mean(a), statistics.mean(b)], rtol=1e-12)
-        np.testing.assert_allclose(row.std, [statistics.stdev(a), statistics.stdev(b)], rtol=1e-12)
-        np.testing.assert_allclose(row.difference, [statistics.mean(apart)], rtol=1e-12)
-        unpaired = math.sqrt(statistics.variance(a) / 3 + statistics.variance(b) / 3)
-        np.testing.assert_allclose(row.standard_error, [unpaired], rtol=1e-12)
-        np.testing.assert_allclose(row.paired_error, [statistics.stdev(apart) / math.sqrt(3)], rtol=1e-12)
-    assert rows["superclass accuracy (%)"].mean == [99.0, 99.0]
-    assert [row.n for row in rows.values()] == [3, 3, 3]
+def test_means_deviations_and_errors_are_those_of_the_standard_library():
+    a, b = Sample(dict(enumerate(PROBE["baseline"]))), Sample(dict(enumerate(PROBE["VCReg"])))
+    apart = [y - x for x, y in zip(PROBE["baseline"], PROBE["VCReg"], strict=True)]
+    np.testing.assert_allclose([a.mean, b.mean], [statistics.mean(own) for own in PROBE.values()], rtol=1e-12)
+    np.testing.assert_allclose([a.std, b.std], [statistics.stdev(own) for own in PROBE.values()], rtol=1e-12)
+    found = difference(b, a)
+    np.testing.assert_allclose(found.mean, statistics.mean(apart), rtol=1e-12)
+    unpaired = math.sqrt(sum(statistics.variance(own) / 3 for own in PROBE.values()))
+    np.testing.assert_allclose(found.standard_error, unpaired, rtol=1e-12)
+    np.testing.assert_allclose(found.paired_error, statistics.stdev(apart) / math.sqrt(3), rtol=1e-12)
+    assert math.isnan(difference(Sample({7: 1.0, 8: 2.0}), a).paired_error), "other seeds do not pair"
+    assert difference(Sample({}), a) is None and str(Sample({})) == "not run"
+    assert (number(-1.005, 1), number(math.nan)) == ("\N{MINUS SIGN}1.0", "\N{EN DASH}")
+    assert with_error(1.25, math.nan) == "1.25" and math.isnan(Sample({0: 1.0, 1: math.inf}).std)
 
 
 def test_the_table_reads_as_worked_out_by_hand(tmp_path):
     # 90, 92, 91: mean 91, std 1.  95, 94, 97: mean 95.33, std 1.53.  5, 2, 6 apart: mean 4.33;
     # sqrt(1/3 + 2.33/3) = 1.05; paired: std 2.08, over sqrt(3) 1.20.
-    table = report.table_text(report.summary(report.load(write_run(tmp_path))))
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert lines[0] == ["metric", "baseline", "VCReg", "difference"]
-    assert lines[3] == ["probe accuracy (%)", "91.00 ± 1.00", "95.33 ± 1.53", "+4.33 ± 1.05"]
-    assert len({len(line) for line in table.splitlines()[:5]}) == 1, "columns are aligned"
-    assert "n = 3" in table and "unpaired" in table and "paired by seed: 1.20" in table
+    text = report.text(report.load(write_run(tmp_path)))
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert lines[0] == ["", "baseline", "VCReg", "difference"]
+    assert lines[2] == ["loop accuracy (%)", "99.00 ± 0.00", "99.00 ± 0.00", "+0.00 ± 0.00"]
+    assert lines[3] == ["digit probe accuracy (%)", "91.00 ± 1.00", "95.33 ± 1.53", "+4.33 ± 1.05"]
+    assert lines[4] == ["effective rank", "3.00 ± 0.50", "12.50 ± 1.80", "+9.50 ± 1.08"]
+    assert len({len(line) for line in text.splitlines()[:5]}) == 1, "columns are aligned"
+    assert "n = 3" in text and "unpaired" in text and "paired by seed: 1.20" in text
 
 
 def test_one_seed_has_no_deviation_and_no_error(tmp_path):
-    rows = report.summary(report.load(write_run(tmp_path, {"baseline": [0.9], "VCReg": [0.89]})))
-    lines = report.table_text(rows).splitlines()
-    assert [cell.strip() for cell in lines[3].split("|")[2:5]] == ["90.00 ± –", "89.00 ± –", "−1.00 ± –"]  # noqa: RUF001
-    assert report.headline(rows) == (
+    loaded = report.load(write_run(tmp_path, {"baseline": [0.9], "VCReg": [0.89]}))
+    assert report.rows(loaded)[2][1:] == ["90.00", "89.00", "\N{MINUS SIGN}1.00"]
+    assert report.headline(loaded) == (
         "VCReg's features probe 1.00 points worse than baseline's in one seed, which has no error to judge it by."
     )
-    assert Page(report.write(tmp_path).read_text()).wrong == []
+    assert Page(report_page.write(tmp_path).read_text()).wrong == []
+
+
+def test_where_the_probe_learns_the_trained_label_the_rows_say_so(tmp_path):
+    rows = lines_of(write_run(tmp_path, label="digit"))
+    assert [row[0] for row in rows[1:]] == ["accuracy (%)", "probe accuracy (%)", "effective rank"]
+    assert "a linear probe learned the same from the features" in report_page.write(tmp_path).read_text()
 
 
 @pytest.mark.parametrize(
@@ -149,15 +174,16 @@ def test_one_seed_has_no_deviation_and_no_error(tmp_path):
 )
 def test_the_headline_claims_no_more_than_the_error_allows(tmp_path, vcreg, sentence):
     write_run(tmp_path, PROBE | {"VCReg": vcreg})
-    assert Page(report.write(tmp_path).read_text()).text["h1"] == sentence
+    assert Page(report_page.write(tmp_path).read_text()).text["h1"] == sentence
 
 
 def test_further_arms_are_each_compared_with_the_first(tmp_path):
-    rows = report.summary(report.load(write_run(tmp_path, PROBE | {"DeCov": [0.80, 0.82, 0.81]})))
-    np.testing.assert_allclose(rows[1].difference, [13 / 3, -10], rtol=1e-12)
-    assert "DeCov against baseline" in report.table_text(rows)
-    assert report.headline(rows).endswith(" DeCov's features probe 10.00 points worse than baseline's.")
-    assert Page(report.write(tmp_path).read_text()).figures["plane"] == 3
+    loaded = report.load(write_run(tmp_path, PROBE | {"DeCov": [0.80, 0.82, 0.81]}))
+    header, _, probe, _ = report.rows(loaded)
+    assert header[4:] == ["VCReg less baseline", "DeCov less baseline"]
+    assert probe[4:] == ["+4.33 ± 1.05", "\N{MINUS SIGN}10.00 ± 0.82"]
+    assert report.headline(loaded).endswith(" DeCov's features probe 10.00 points worse than baseline's.")
+    assert Page(report_page.write(tmp_path).read_text()).figures["plane"] == 3
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "result.json", "features.npz"])
@@ -165,7 +191,7 @@ def test_a_half_finished_run_is_one_line_that_names_the_first_missing_file(tmp_p
     write_run(tmp_path)
     (tmp_path / "VCReg" / "seed1" / name).unlink()
     with pytest.raises(ValueError, match=rf"not finished: 1 of 18 files are missing, first \['VCReg/seed1/{name}'\]$"):
-        report.write(tmp_path)
+        report_page.write(tmp_path)
 
 
 def test_no_run_folder_is_named(tmp_path):
@@ -177,32 +203,38 @@ def test_what_a_file_lacks_is_named(tmp_path):
     write_run(tmp_path)
     seed = tmp_path / "VCReg" / "seed2"
     good = {path: path.read_bytes() for path in (tmp_path / "experiment.json", *seed.iterdir())}
-    about, result = (json.loads(good[path]) for path in (tmp_path / "experiment.json", seed / "result.json"))
     arrays = dict(np.load(seed / "features.npz"))
     cases = [
-        (tmp_path / "experiment.json", json.dumps({k: v for k, v in about.items() if k != "commit"}), "lacks commit"),
-        (tmp_path / "experiment.json", json.dumps(about | {"arms": ["VCReg"]}), "needs two arms"),
-        (seed / "result.json", json.dumps({k: v for k, v in result.items() if k != "probe_l2"}), "lacks probe_l2"),
-        (seed / "result.json", json.dumps(result | {"probe_accuracy": math.nan}), "probe_accuracy is nan"),
-        (seed / "result.json", '{"probe_', "result.json: "),
-        (seed / "metrics.jsonl", '{"step": 1, "split": "train", "loss": 1}', "no line of the validation split"),
-        (seed / "metrics.jsonl", '{"step": 1, "split": "tr', "metrics.jsonl: not a record"),
+        (tmp_path / "experiment.json", lambda about: about.pop("commit"), "lacks commit"),
+        (tmp_path / "experiment.json", lambda about: about.update(seeds=[]), "needs an arm and a seed"),
+        (seed / "result.json", lambda result: result["targets"]["digit"].pop("protocol"), "KeyError: 'protocol'"),
+        (seed / "result.json", lambda result: result["targets"]["digit"].update(accuracy=math.nan), "numbers are"),
+        (seed / "result.json", lambda result: result.pop("accuracy"), "KeyError: 'accuracy'"),
     ]
-    for path, text, message in cases:
-        path.write_text(text)
+    for path, change, message in cases:
+        edit(path, change)
         with pytest.raises(ValueError, match=message) as caught:
             report.load(tmp_path)
         assert str(path) in str(caught.value)
         path.write_bytes(good[path])
-    for name, value, message in (("l2", None, "lacks l2"), ("test_labels", np.full(30, 3), "beyond the 3 class_names")):
-        changed = {k: v for k, v in (arrays | {name: value}).items() if v is not None}
+    for path, text, message in [
+        (seed / "result.json", '{"accur', "result.json cannot be read"),
+        (seed / "metrics.jsonl", '{"step": 1, "split": "validation", "loss": 1}', "no line of the train split"),
+        (seed / "metrics.jsonl", '{"step": 1, "split": "tr', "metrics.jsonl: not a record"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            report.load(tmp_path)
+        path.write_bytes(good[path])
+    for name, value, message in (("points", None, "lacks digit/points"), ("labels", np.full(30, 3), "beyond its 3")):
+        changed = {k: v for k, v in (arrays | {f"digit/{name}": value}).items() if v is not None}
         np.savez(seed / "features.npz", allow_pickle=False, **changed)
         with pytest.raises(ValueError, match=rf"VCReg/seed2/features\.npz.* {message}"):
             report.load(tmp_path)
 
 
 def test_the_page_is_whole_and_needs_nothing_outside_it(tmp_path):
-    text = report.write(write_run(tmp_path)).read_text()
+    text = report_page.write(write_run(tmp_path)).read_text()
     page = Page(text)
     assert page.wrong == []
     assert page.figures == {"strip": 1, "plane": 2, "spectrum": 1, "strength": 1, "loss": 2}
@@ -211,18 +243,17 @@ def test_the_page_is_whole_and_needs_nothing_outside_it(tmp_path):
     assert not page.tags & {"script", "link", "img", "iframe", "object"}
     assert "://" not in text and "@import" not in text and not re.search(r"url\((?!#)", text)
     assert set(re.findall(r"url\(#(.*?)\)", text)) <= set(page.ids)
-    assert (
-        page.alts[0] == "Probe accuracy of every seed: baseline 90.00%, 92.00%, 91.00%; VCReg 95.00%, 94.00%, 97.00%."
-    )
+    seeds = "baseline 90.00%, 92.00%, 91.00%; VCReg 95.00%, 94.00%, 97.00%"
+    assert page.alts[0] == f"Digit probe accuracy of every seed: {seeds}."
 
 
 def test_what_files_say_is_shown_and_not_run(tmp_path):
     bad = "<script>$a_{1}$&\"'</script>"
-    about = dict.fromkeys(("title", "command", "hardware", "commit", "superclass_label", "probe_label", "paper"), bad)
-    names = {"class_names": ["0", bad, "$"], "versions": {bad: bad}, "config": {bad: bad}}
+    about = dict.fromkeys(("title", "command", "hardware", "commit", "label"), bad) | {"notes": [bad]}
+    names = {"versions": {bad: bad}, "config": {bad: bad}, "target": {"label": bad, "class_names": ["0", bad, "$"]}}
     arm = "<script>$b$"  # a folder's name too, hence without a slash
     probe = {"baseline": PROBE["baseline"], arm: PROBE["VCReg"]}
-    text = report.write(write_run(tmp_path, probe, **about, **names)).read_text()
+    text = report_page.write(write_run(tmp_path, probe, **about, **names)).read_text()
     page = Page(text)
     assert "script" not in page.tags and "<script" not in text.lower()
     assert page.wrong == []
@@ -232,28 +263,29 @@ def test_what_files_say_is_shown_and_not_run(tmp_path):
 
 def test_a_probe_that_did_not_converge_is_named(tmp_path):
     write_run(tmp_path)
-    assert "converged" not in report.write(tmp_path).read_text()
-    path = tmp_path / "VCReg" / "seed1" / "result.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"probe_converged": False}))
-    assert "The probe stopped before it converged: VCReg seed 1." in report.write(tmp_path).read_text()
+    assert "converged" not in report_page.write(tmp_path).read_text()
+    edit(
+        tmp_path / "VCReg" / "seed1" / "result.json", lambda result: result["targets"]["digit"].update(converged=False)
+    )
+    assert "The probe stopped before it converged: VCReg, seed 1, digit." in report_page.write(tmp_path).read_text()
 
 
 def test_the_same_run_gives_the_same_page_and_leaves_matplotlib_as_it_was(tmp_path):
     before = dict(matplotlib.rcParams)
-    first = report.write(write_run(tmp_path)).read_bytes()
-    assert report.write(tmp_path).read_bytes() == first
+    first = report_page.write(write_run(tmp_path)).read_bytes()
+    assert report_page.write(tmp_path).read_bytes() == first
     assert dict(matplotlib.rcParams) == before
 
 
 def test_the_plane_is_that_of_the_eigenvectors_of_the_covariance():
     features = np.random.default_rng(0).normal(size=(50, 5)) * [1, 5, 2, 0.1, 3] + 7
-    points, share = figures.plane(features)
+    points, share = targets.plane(features)
     values, vectors = np.linalg.eigh(np.cov(features.T))
     expected = (features - features.mean(0)) @ vectors[:, ::-1][:, :2]
     np.testing.assert_allclose(np.abs(points), np.abs(expected), atol=1e-10)
     np.testing.assert_allclose(share, values[::-1][:2] / values.sum(), rtol=1e-10)
     for shift in range(1, 5):  # the order of the dimensions changes nothing, signs included
-        np.testing.assert_allclose(figures.plane(np.roll(features, shift, axis=1))[0], points, atol=1e-10)
+        np.testing.assert_allclose(targets.plane(np.roll(features, shift, axis=1))[0], points, atol=1e-10)
 
 
 def test_every_seed_shows_even_where_accuracies_are_equal():
@@ -291,8 +323,13 @@ def test_a_diverged_run_is_still_drawn(tmp_path):
             "\n".join(f'{{"step": 1, "split": "{split}", "loss": NaN}}' for split in ("train", "validation"))
         )
         path = tmp_path / arm / "seed0" / "features.npz"
-        dead = {"test_features": np.zeros((30, 6)), "singular_values": np.zeros(6, np.float32)}
+        points, shares = targets.plane(np.zeros((30, 6)))
+        dead = {
+            "digit/points": points,
+            "digit/shares": shares,
+            "digit/singular_values": np.zeros(6, np.float32),
+        }
         np.savez(path, allow_pickle=False, **(dict(np.load(path)) | dead))
-    page = Page(report.write(tmp_path).read_text())
+    page = Page(report_page.write(tmp_path).read_text())
     assert page.wrong == []
     assert page.text["text"].count("first direction 0% of the variance, second 0%") == 2

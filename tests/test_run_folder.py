@@ -10,7 +10,7 @@ import pytest
 
 import vcreg_jax as vc
 from configs import digits
-from train.config import MeshConfig, Pretraining
+from train.config import Experiment, MeshConfig
 from train.run import resume
 from train.run.folder import claim
 from train.run.log import MetricsFile
@@ -49,7 +49,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone_also_by_kill_9(tmp_p
 @pytest.fixture
 def config():
     arms = {"baseline": vc.Sites(), "VCReg": vc.Sites(block=vc.VCReg(alpha=0.64, beta=0.08))}
-    return Pretraining("pretraining", digits.get_config().train, arms)
+    return Experiment("pretraining", "pretraining", digits.get_config().train, arms)
 
 
 def _claimed(folder, config):

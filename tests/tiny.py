@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 from configs import digits
-from train.config import Pretraining
+from train.config import Experiment
 from vcreg_jax import Sites, VCReg
 
 
-def get_config() -> Pretraining:
+def get_config() -> Experiment:
     """Twelve steps on digits, logged one by one, evaluated at every fourth and saved at every sixth."""
     train = digits.get_config().train
     optimizer = replace(train.optimizer, schedule=replace(train.optimizer.schedule, warmup_steps=2))
     model = replace(train.model, stochastic_depth=0.3)
     every = {"log_every": 1, "eval_every": 4, "save_every": 6}
     train = replace(train, model=model, optimizer=optimizer, steps=12, batch_size=32, hang_seconds=300.0, **every)
-    return Pretraining("tiny", train, {"VCReg": Sites(block=VCReg())})
+    return Experiment("tiny", "tiny", train, {"VCReg": Sites(block=VCReg())}, seeds=(0,))

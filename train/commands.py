@@ -40,26 +40,23 @@ class Run:
         config = command_line.override(
             config_file.load(path, self.point), overrides, f"python -m train run {self.config}"
         )
-        from train.config import Pretraining, Transfer
-        from train.experiments import experiment, grid_search, pretraining, transfer
+        from train.experiments import experiment, grid_search
         from train.experiments.grid import Grid
         from train.experiments.two_moons import TwoMoons
-        from train.reports import figure1
+        from train.reports import figure1, grid_table
         from train.run import hosts, log, preemption
 
         hosts.join(self.coordinator, self.num_processes, self.process_id)
-        kinds = {Grid: grid_search, Pretraining: pretraining, Transfer: transfer, TwoMoons: figure1}
         with log.outliving_its_readers(), preemption.ends_at_once(), hosts.errors_end_at_once():
-            folder = kinds.get(type(config), experiment).run(config, command)
-            if hosts.is_first():
-                match config:
-                    case TwoMoons():
-                        print(f"\nReport: {folder / 'report.html'}")
-                    case Transfer() | Grid():
-                        print(f"Run: {folder}")
-                    case Pretraining():
-                        print(f"{pretraining.table(config, folder)}\n\nRun: {folder}")
-                    case _:
+            match config:
+                case TwoMoons():
+                    print(f"\nReport: {figure1.run(config, command) / 'report.html'}")
+                case Grid():
+                    folder = grid_search.run(config, command)
+                    print(f"\n{grid_table.text(grid_table.gather(config))}\n\nRun: {folder}")
+                case _:
+                    folder = experiment.run(config, command)
+                    if hosts.is_first():
                         _report(folder)
 
 
@@ -84,13 +81,12 @@ class Report:
 
 
 def _report(folder: Path) -> None:
-    from train.reports import report
+    from train.reports import report, report_page
     from train.run import folder as run_folder
 
     run_folder.check(folder)
-    path = report.write(folder)
-    print(report.table_text(report.summary(report.load(folder))))
-    print(f"\nReport: {path}")
+    path = report_page.write(folder)
+    print(f"{report.text(report.load(folder))}\n\nReport: {path}")
 
 
 def _configs_of(table: str) -> list[Path]:
@@ -101,7 +97,7 @@ def _configs_of(table: str) -> list[Path]:
 
 def _table(name: str) -> None:
     from train import config_file
-    from train.config import Transfer
+    from train.config import Experiment
     from train.experiments.grid import Grid
     from train.reports import grid_table, tables
     from train.run import folder as run_folder
@@ -109,12 +105,12 @@ def _table(name: str) -> None:
     configs = [one for path in _configs_of(name) for one in config_file.points(path).values()]
     for config in configs:
         run_folder.check(Path(config.runs_directory) / config.name)
-    for kind, module in ((Transfer, tables), (Grid, grid_table)):
+    for kind, module in ((Experiment, tables), (Grid, grid_table)):
         if found := [module.gather(config) for config in configs if isinstance(config, kind)]:
             print("\n\n".join(module.text(table) for table in found))
             print(f"\nReport: {module.write(name, found, Path('runs'))}")
             return
-    raise ValueError(f"There is no config of transfers or a grid for {name}: configs/{name}_*.py.")
+    raise ValueError(f"There is no config of an experiment or a grid for {name}: configs/{name}_*.py.")
 
 
 @dataclass(frozen=True)
@@ -247,7 +243,11 @@ class Preflight:
         config = config_file.load(config_file.find(self.config))
         config = command_line.override(config, self.overrides, f"python -m train preflight {self.config}")
         from train.benchmarks import preflight
+        from train.config import Experiment
+        from train.experiments.grid import Grid
 
+        if not isinstance(config, Experiment | Grid):
+            raise ValueError(f"preflight compiles what trains on images, {self.config} is a {type(config).__name__}.")
         if not preflight.run(config, self.topology, self.image_shape, self.num_classes, command, self.json):
             sys.exit(1)
 

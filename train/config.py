@@ -1,6 +1,7 @@
 """The types of which experiments are made: every field has its unit, and its only default, here."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -303,44 +304,11 @@ class NearestNeighborsConfig:
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """Train under every arm with every seed, probe the frozen features, compare; the first arm is the baseline."""
-
-    name: str  # of the folder under `runs_directory`
-    title: str  # of the report
-    train: TrainConfig  # what all runs share
-    arms: dict[str, Sites]  # by name: where which regularizer is applied
-    probe: ProbeConfig
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    runs_directory: str = "runs"
-    paper: str = ""  # the paper's result that this one stands beside
-    notes: tuple[str, ...] = field(default=())  # shown in the report
-
-    def __post_init__(self):
-        check_seeds(self.seeds)
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """Train under every arm with every seed and compare their validation accuracies; features are probed elsewhere."""
-
-    name: str  # of the folder under `runs_directory`
-    train: TrainConfig  # what all runs share
-    arms: dict[str, Sites]  # by name: where which regularizer is applied
-    seeds: tuple[int, ...] = (0,)
-    runs_directory: str = "runs"
-    paper: str = ""  # the paper's result that this one stands beside
-
-    def __post_init__(self):
-        check_seeds(self.seeds)
-
-
-@dataclass(frozen=True)
 class Target:
     """A data set that frozen features are probed on."""
 
-    data: DataConfig
     probe: ProbeConfig | GradientProbeConfig | NearestNeighborsConfig
+    data: DataConfig | None = None  # None: what the network was trained on
     held_out: float | int | None = None  # training images that validate: a share, or so many a class; None: a split
     images: tuple[int, int, int] | None = None  # to train, validate and test, as the protocol has them; None: any
 
@@ -358,23 +326,25 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """Pretrain under every arm with every seed, probe the frozen features on every target.
+class Experiment:
+    """Train under every arm with every seed, test, and probe the frozen features on every target.
 
-    Of an arm's candidates the one goes on whose probes, with the tuning seed, are best on the targets' validation
-    images, on average over targets; every arm must have as many. The first arm is what the others are compared with.
+    The first arm is what the others are compared with. An arm says where which regularizer is applied, or it lists
+    candidates, of which one goes on: the one whose probes, with the tuning seed, are best on the targets' validation
+    images, on average over targets. All arms that list candidates must list as many.
     """
 
     name: str  # of the folder under `runs_directory`
+    title: str  # of the report
     train: TrainConfig  # what all runs share
-    arms: dict[str, tuple[Candidate, ...]]
-    targets: dict[str, Target]
-    seeds: tuple[int, ...]
-    tuning_seed: int
-    title: str  # of the table
+    arms: Mapping[str, Sites | tuple[Candidate, ...]]
+    targets: dict[str, Target] = field(default_factory=dict)  # none: only the networks' own accuracies are compared
+    seeds: tuple[int, ...] = (0, 1, 2)
+    tuning_seed: int | None = None  # with which candidates are tried
     runs_directory: str = "runs"
-    # The paper's results in %, by arm and target; of the pretraining task under "pretraining".
+    # The paper's results in %, by arm and target; of the label that the networks are trained on under "pretraining".
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # sentences for the report
 
     def __post_init__(self):
-        check_seeds((*self.seeds, self.tuning_seed))
+        check_seeds(self.seeds if self.tuning_seed is None else (*self.seeds, self.tuning_seed))

@@ -17,10 +17,20 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `train` is run from the re
 
 import vcreg_jax as vc
 from train.augment import AugmentConfig, EvalTransformConfig
-from train.config import AdamW, Cosine, DataConfig, Experiment, ModelConfig, OptimizerConfig, ProbeConfig, TrainConfig
+from train.config import (
+    AdamW,
+    Cosine,
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    Target,
+    TrainConfig,
+)
 from train.data import builders
 from train.experiments import experiment
-from train.reports import report
+from train.reports import report, report_page
 
 
 def draw(folder: Path) -> None:
@@ -56,7 +66,7 @@ def config(directory: Path) -> Experiment:
         title="Bars and crosses",
         train=TrainConfig(data, model, optimizer, steps=20, batch_size=32, eval_every=20, save_every=20),
         arms={"baseline": vc.Sites(), "VCReg": vc.Sites(block=vc.VCReg(alpha=0.64, beta=0.08))},
-        probe=ProbeConfig(label="label", l2_count=3, max_iterations=200),
+        targets={"shapes": Target(ProbeConfig(label="label", l2_count=3, max_iterations=200))},
         seeds=(0,),
         runs_directory=str(directory / "runs"),
     )
@@ -67,8 +77,8 @@ def main(directory: Path) -> str:
     draw(directory / "images")
     builders.prepare("shapes", directory / "images", directory / "data")
     folder = experiment.run(config(directory), "python docs/examples/image_folder.py")
-    table = report.table_text(report.summary(report.load(folder)))
-    print(f"{table}\n\nReport: {report.write(folder)}")
+    table = report.text(report.load(folder))
+    print(f"{table}\n\nReport: {report_page.write(folder)}")
     return table
 
 

@@ -75,7 +75,7 @@ def _read_run(folder: Path) -> dict[str, str]:
     run_folder.check(folder)
     found = {}
     for path in sorted(folder.rglob("*.json")):
-        if path.name in ("config.json", "data.json", "result.json", "pretraining.json"):
+        if path.name in ("config.json", "data.json", "result.json", "experiment.json"):
             found[str(path)] = json_files.text_hash(json_files.read(path))
     for path in folder.rglob("metrics.jsonl"):
         found[str(path)] = json_files.text_hash(json_files.read_lines(path.read_text(), path))

@@ -72,7 +72,7 @@ def seeds(folder: Path) -> dict[str, tuple[list[bytes], Reader]]:
     torch.save({name: torch.from_numpy(value) for name, value in weights.items()}, pth)
     np.savez(npz, x_train=pixels, y_train=labels, class_names=np.array(["cat", "dog"]))
     np.savez_compressed(npz_small, images=pixels, labels=labels, is_test=labels)
-    result = {"probe_accuracy": 0.5, "targets": {"digits": {"l2": 1e-5}}, "name": "a"}
+    result = {"accuracy": 0.5, "targets": {"digits": {"l2": 1e-5}}, "name": "a"}
     json_files.write(folder / "result.json", result)
     for step in range(3):
         json_files.append(folder / "metrics.jsonl", {"step": step, "split": "train", "loss": 1 / (step + 1)})

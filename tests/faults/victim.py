@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from configs import digits
-from train.config import Pretraining
+from train.config import Experiment
 from train.run.checkpoint_format import read_arrays
 
 ROOT = Path(__file__).parents[2]
 STEPS = 300
 
 
-def get_config() -> Pretraining:
+def get_config() -> Experiment:
     """This file is also the victims' config: a run of the digits with VCReg, every step logged."""
     whole = digits.get_config()
     train = replace(whole.train, steps=STEPS, log_every=1, eval_every=50, save_every=10)
-    return Pretraining("victim", train, {"VCReg": whole.arms["VCReg"]})
+    return Experiment("victim", "victim", train, {"VCReg": whole.arms["VCReg"]}, seeds=(0,))
 
 
 class Victim:

@@ -12,7 +12,9 @@ import optax
 from jax.sharding import Mesh
 
 from train.benchmarks.tpu_compiler import GIB, HBM_BYTES, Compiled, TooLarge, compile_step, topology_devices
-from train.config import Experiment, Pretraining, TrainConfig
+from train.config import Experiment, TrainConfig
+from train.experiments import experiment
+from train.experiments.grid import Grid
 from train.run.folder import as_json
 from train.run.provenance import commit
 from train.trainer import mesh as meshes
@@ -23,7 +25,7 @@ from vcreg_jax import Sites
 
 
 def run(
-    config: Experiment | Pretraining,
+    config: Experiment | Grid,
     topology: str,
     image_shape: Sequence[int] | None,
     num_classes: int | None,
@@ -67,14 +69,14 @@ class Plan:
     state_bytes: int  # on one chip: parameters, running statistics and the optimizer's state
 
 
-def plan(config: Experiment | Pretraining, topology: str, image_shape: tuple[int, int, int], num_classes: int) -> Plan:
+def plan(config: Experiment | Grid, topology: str, image_shape: tuple[int, int, int], num_classes: int) -> Plan:
     """What `compile_arm` works with: the arms that regularize, and none.
 
     Raises:
       ValueError: without libtpu, for an unknown topology, a mesh or a batch that does not divide over its chips, or a
         network that cannot take images of this shape.
     """
-    train, arms = config.train, {name: sites for name, sites in config.arms.items() if sites != Sites()}
+    train, arms = config.train, {name: sites for name, sites in _sites(config).items() if sites != Sites()}
     mesh = meshes.make_mesh(train.mesh, topology_devices(topology))
     meshes.check_batch_size(train.batch_size, mesh)
     architecture = Architecture(train.model, num_classes, image_shape, Sites(), train.joint_embedding)
@@ -83,6 +85,13 @@ def plan(config: Experiment | Pretraining, topology: str, image_shape: tuple[int
     hbm_bytes = HBM_BYTES[topology.partition(":")[0]]
     arms = {"identity": Sites()} | arms
     return Plan(config.name, topology, train, image_shape, num_classes, arms, mesh, hbm_bytes, state_bytes)
+
+
+def _sites(config: Experiment | Grid) -> dict[str, Sites]:
+    """Of every arm; candidates differ in numbers alone, so the first speaks for all."""
+    if isinstance(config, Grid):
+        return {arm: own.sites for arm, own in config.arms.items()}
+    return {arm: candidates[0].sites for arm, candidates in experiment.arms(config).items()}
 
 
 def compile_arm(plan: Plan, sites: Sites) -> Compiled | TooLarge:

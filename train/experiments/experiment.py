@@ -1,33 +1,35 @@
-"""An experiment: train under every arm with every seed, probe the frozen features, compare."""
+"""An experiment: train under every arm with every seed, test, and probe the frozen features on every target."""
 
 import functools
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-import vcreg_jax as vc
-from train.config import Experiment, ProbeConfig
+from train.config import Candidate, Experiment, Target, TrainConfig
 from train.data import pipeline
+from train.experiments import targets
+from train.experiments.targets import Arrays, FeaturesOf
+from train.files import json_files
 from train.run import hosts
-from train.run.folder import ARRAYS_HASH, file_hash, provenance, write_json
+from train.run.folder import ARRAYS, ARRAYS_HASH, file_hash, provenance, write_json
 from train.run.watchdog import Watchdog
 from train.trainer import loop
-from train.trainer.evaluation import evaluate
-from train.trainer.features import extract
+from train.trainer.evaluation import Trained, evaluate
+from train.trainer.features import cached
 from vcreg_jax import Sites
-from vcreg_jax.probes import linear
 
 
 def run(config: Experiment, command: str) -> Path:
-    """Runs what is not yet done of `config` and returns the run folder, complete.
+    """Run what is not yet done of `config` and return the run folder, complete.
 
-    Everything lies under `runs_directory/name/`: `experiment.json`, and per arm and seed `metrics.jsonl`,
-    `checkpoints/`, `result.json` and `features.npz`. An interrupted run goes on where its last checkpoint is.
+    Everything lies under `runs_directory/name/`: `experiment.json`, and per arm a folder `tuning<i>` for each candidate
+    and `seed<k>` for each seed, with `metrics.jsonl`, `checkpoints/` and `result.json`. Test images are looked at in
+    the latter alone, once. An interrupted run goes on where its last checkpoint is.
 
     Raises:
       ValueError: before any work, for a config that cannot run or that differs from the one in the folder.
@@ -35,90 +37,130 @@ def run(config: Experiment, command: str) -> Path:
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
     with hosts.claimed(folder, config, lambda: _checked(config)):
+        chosen = {arm: _chosen(config, arm, folder / arm) for arm in config.arms}
         for arm, seed, directory in hosts.unfinished(folder, config.arms, config.seeds):
-            _train_and_probe(config, arm, config.arms[arm], seed, directory)
+            _train_and_test(config, arm, chosen[arm], seed, directory)
     seconds = time.perf_counter() - started
     write_json(folder / "experiment.json", _description(config, command, seconds))
     return folder
 
 
-def _train_and_probe(config: Experiment, arm: str, sites: Sites, seed: int, directory: Path) -> None:
-    trained = loop.train(config.train, sites, seed, directory, f"{arm}, seed {seed}")
-    batch_size = config.train.batch_size
-    with jax.set_mesh(trained.mesh), Watchdog(config.train.hang_seconds) as watchdog:
-        watchdog.compiled()
-        beat = functools.partial(watchdog.beat, "a batch of features")
-        test = evaluate(trained.predict, pipeline.load(config.train.data, "test"), batch_size, trained.mesh, beat)
-        splits = {}
-        for name in ("train", "validation", "test"):
-            data = pipeline.load(config.train.data, name, config.probe.label)
-            splits[name] = linear.Split(*extract(trained.predict, data, batch_size, trained.mesh, beat))
-    train_features = jnp.asarray(splits["train"].features)
-    strengths = linear.l2_grid(config.probe.l2_low, config.probe.l2_high, config.probe.l2_count)
-    found = _probe(config.probe, splits, data.num_classes, strengths)
-    if not hosts.is_first():
-        return
-    print(f"{arm}, seed {seed}: {found.test_accuracy:.2%}; {found.protocol}")
-    if not found.converged:
-        print(f"{arm}, seed {seed}: the probe stopped at gradient {found.worst_gradient_norm:.1e}", file=sys.stderr)
-    np.savez(
-        directory / "features.npz",
-        test_features=splits["test"].features,
-        test_labels=splits["test"].labels,
-        singular_values=vc.metrics.singular_values(train_features),
-        l2=strengths,
-        validation_accuracy=found.validation_accuracy,
-    )
-    result = {
-        ARRAYS_HASH: file_hash(directory / "features.npz"),
-        "superclass_accuracy": test["accuracy"],
-        "probe_accuracy": found.test_accuracy,
-        "effective_rank": float(vc.metrics.effective_rank(train_features)),
-        "probe_l2": found.l2,
-        "probe_converged": found.converged,
-        "probe_protocol": found.protocol,
-    }
-    write_json(directory / "result.json", result)
+def arms(config: Experiment) -> dict[str, tuple[Candidate, ...]]:
+    """Every arm's candidates; an arm that lists none has itself."""
+    return {arm: (Candidate(own),) if isinstance(own, Sites) else own for arm, own in config.arms.items()}
 
 
-def _probe(
-    config: ProbeConfig, splits: dict[str, linear.Split], num_classes: int, l2: np.ndarray
-) -> linear.ProbeResult:
-    return linear.select_and_test(
-        splits["train"],
-        splits["validation"],
-        splits["test"],
-        num_classes,
-        l2,
-        metric=config.metric,
-        standardize=config.standardize,
-        tolerance=config.tolerance,
-        max_iterations=config.max_iterations,
-        warm_start=config.warm_start,
-        protocol=config.protocol,
-    )
+def recipe(train: TrainConfig, candidate: Candidate) -> TrainConfig:
+    """`train` with the candidate's weight decay and learning rate."""
+    rule, schedule = train.optimizer.rule, train.optimizer.schedule
+    if candidate.weight_decay is not None:
+        rule = replace(rule, weight_decay=candidate.weight_decay)
+    if candidate.peak_learning_rate is not None:
+        schedule = replace(schedule, peak_learning_rate=candidate.peak_learning_rate)
+    return replace(train, optimizer=replace(train.optimizer, rule=rule, schedule=schedule))
 
 
 def _checked(config: Experiment) -> dict[str, Any]:
     """What all hosts must have alike; ValueError for a config that cannot run."""
-    for sites in config.arms.values():
-        loop.prepare(config.train, sites)
-    data = [pipeline.load(config.train.data, split, config.probe.label) for split in ("train", "validation", "test")]
-    if not config.seeds or len(config.arms) < 2:
-        raise ValueError(f"An experiment needs a seed and two arms, got {config.seeds} and {list(config.arms)}.")
-    return hosts.description(config, data)
+    if not config.seeds or not config.arms:
+        raise ValueError(f"An experiment needs a seed and an arm, got {config.seeds} and {list(config.arms)}.")
+    tried = {arm: len(own) for arm, own in config.arms.items() if not isinstance(own, Sites)}
+    if len({*tried.values()}) > 1 or 0 in tried.values():
+        raise ValueError(f"Every arm must have as many candidates, at least one, for a fair search, got {tried}.")
+    if max(tried.values(), default=1) > 1 and (config.tuning_seed is None or not config.targets):
+        raise ValueError("Candidates are compared by their probes: they need a tuning_seed and a target.")
+    for candidates in arms(config).values():
+        for candidate in candidates:
+            loop.prepare(recipe(config.train, candidate), candidate.sites)
+    splits = [pipeline.load(config.train.data, split) for split in targets.NAMES]
+    for name, target in targets.on(config.train.data, config.targets).items():
+        splits += targets.check(name, target)
+    return hosts.description(config, splits)
+
+
+def _chosen(config: Experiment, arm: str, folder: Path) -> Candidate:
+    """The candidate whose probes are best on validation images, the mean over targets; the first one of equals."""
+    candidates = arms(config)[arm]
+    if len(candidates) == 1:
+        return candidates[0]
+    scores = []
+    for index, candidate in enumerate(candidates):
+        path = folder / f"tuning{index}" / "result.json"
+        if not hosts.first_says(path.exists()):
+            write_json(path, _validated(config, arm, candidate, path.parent))
+            hosts.first_says(True)  # that it is written
+        found = json_files.read(path)["targets"]
+        scores.append(float(np.mean([found[name]["validation_accuracy"] for name in config.targets])))
+    best = int(np.argmax(scores))
+    write_json(folder / "tuning.json", {"mean_validation_accuracy": scores, "chosen": best})
+    return candidates[best]
+
+
+def _validated(config: Experiment, arm: str, candidate: Candidate, directory: Path) -> dict[str, Any]:
+    assert config.tuning_seed is not None  # `_checked` has seen to it
+    trained, features_of = _trained(config, arm, candidate, config.tuning_seed, directory)
+    on = targets.on(config.train.data, config.targets)
+    found = {name: targets.validated(target, features_of) for name, target in on.items()}
+    return {"validation_accuracy": trained.validation_accuracy, "targets": found}
+
+
+def _train_and_test(config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path) -> None:
+    trained, features_of = _trained(config, arm, candidate, seed, directory)
+    result: dict[str, Any] = {"accuracy": _accuracy(config, trained), "targets": {}}
+    arrays: Arrays = {}
+    for name, target in targets.on(config.train.data, config.targets).items():
+        found, of_target = targets.tested(target, features_of)
+        result["targets"][name] = found
+        arrays |= {f"{name}/{what}": values for what, values in of_target.items()}
+        print(f"{arm}, seed {seed}, {name}: {found['accuracy']:.2%}; {found['protocol']}")
+        if not found["converged"]:
+            norm = found["worst_gradient_norm"]
+            print(f"{arm}, seed {seed}, {name}: the probe stopped at gradient {norm:.1e}", file=sys.stderr)
+    if not hosts.is_first():
+        return
+    if arrays:
+        np.savez(directory / ARRAYS, allow_pickle=False, **arrays)
+        result[ARRAYS_HASH] = file_hash(directory / ARRAYS)
+    write_json(directory / "result.json", result)
+
+
+def _accuracy(config: Experiment, trained: Trained) -> float:
+    """On test images; of a network without a classifier, its nearest neighbours' on validation images."""
+    if config.train.joint_embedding is not None:
+        return trained.validation_accuracy
+    data = pipeline.load(config.train.data, "test")
+    with jax.set_mesh(trained.mesh), Watchdog(config.train.hang_seconds) as watchdog:
+        watchdog.compiled()
+        beat = functools.partial(watchdog.beat, "a batch of test images")
+        return evaluate(trained.predict, data, config.train.batch_size, trained.mesh, beat)["accuracy"]
+
+
+def _trained(
+    config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path
+) -> tuple[Trained, FeaturesOf]:
+    """The network, and its features of any split."""
+    train = recipe(config.train, candidate)
+    title = f"{arm}, {directory.name.replace('seed', 'seed ').replace('tuning', 'candidate ')}"
+    trained = loop.train(train, candidate.sites, seed, directory, title)
+    return trained, functools.partial(cached, directory / "features", trained, train)
 
 
 def _description(config: Experiment, command: str, seconds: float) -> dict[str, Any]:
-    data = pipeline.load(config.train.data, "test", config.probe.label)
+    on = targets.on(config.train.data, config.targets)
     return {
         "name": config.name,
         "title": config.title,
+        "notes": list(config.notes),
         "paper": config.paper,
         "arms": list(config.arms),
         "seeds": list(config.seeds),
-        "superclass_label": config.train.data.label,
-        "probe_label": config.probe.label,
-        "class_names": data.class_names,
+        "label": config.train.data.label,
+        "targets": {name: _about(target) for name, target in on.items()},
         **provenance(config, command, seconds),
     }
+
+
+def _about(target: Target) -> dict[str, Any]:
+    data = targets.data_of(target)
+    names = pipeline.load(data, "test", target.probe.label).class_names
+    return {"label": target.probe.label, "data": data.name, "class_names": names}

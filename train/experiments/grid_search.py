@@ -13,7 +13,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from train.config import TrainConfig
+from train.config import Target, TrainConfig
 from train.data import pipeline
 from train.experiments import grid, targets
 from train.experiments.grid import BASELINE, Grid, Setting
@@ -99,7 +99,7 @@ def checked(config: Grid) -> dict[str, Any]:
             raise ValueError(f"An arm needs a name other than {BASELINE!r}, an alpha and a beta, got {arm!r}: {own}.")
         if not any(isinstance(reg, VCReg) for reg in vars(own.sites).values()):
             raise ValueError(f"A grid of strengths needs a VCReg among the sites of {arm!r}, got {own.sites}.")
-    splits = [split for name, target in config.targets.items() for split in targets.check(name, target)]
+    splits = [split for name, target in _targets(config).items() for split in targets.check(name, target)]
     for train in (config.search, config.train):
         splits += [_checked(config, train), *(pipeline.load(train.data, split) for split in ("validation", "test"))]
     return hosts.description(config, splits)
@@ -211,20 +211,27 @@ def _evaluated(
         structure(grid.without_regularizers(train, data))[0], Normalize(train.data.mean, train.data.std)
     )
     networks = jax.device_get(weights_to_use(states))
-    probe = targets.validated if part == SEARCH else targets.tested
     results = [asdict(own) for own in settings[:count]]
     for index, own in enumerate(results):
         own |= {name: float(sums[name][index] / sums["count"][index]) for name in ("accuracy", "loss")}
         weights = jax.tree.map(lambda leaf, k=index: leaf[k], networks)
         with jax.set_mesh(mesh):
             features_of = _features(functools.partial(predict, *weights), train.batch_size, mesh)
-            found = {name: probe(target, features_of) for name, target in config.targets.items()}
+            found = {name: _probed(part, target, features_of) for name, target in _targets(config).items()}
         scores = [of["validation_accuracy"] for of in found.values()]
         own |= {"skipped": int(skipped[index]), "targets": found}
         own["score"] = statistics.mean(scores) if scores else own["accuracy"]
         if found:
             print(f"{part}: {own['arm']} {own['alpha']:g} {own['beta']:g}, seed {own['seed']}: {own['score']:.2%}")
     return results
+
+
+def _targets(config: Grid) -> dict[str, Target]:
+    return targets.on(config.train.data, config.targets)
+
+
+def _probed(part: str, target: Target, features_of: FeaturesOf) -> dict[str, Any]:
+    return targets.validated(target, features_of) if part == SEARCH else targets.tested(target, features_of)[0]
 
 
 def _features(predict: Any, batch_size: int, mesh: Any) -> FeaturesOf:

@@ -1,13 +1,14 @@
-"""Targets of transfer: which images of a data set train, validate and test a linear, and what the probe finds."""
+"""Targets: which images of a data set train, validate and test a probe of frozen features, and what it finds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 import vcreg_jax as vc
-from train.config import GradientProbeConfig, NearestNeighborsConfig, ProbeConfig, Target
+from train.config import DataConfig, GradientProbeConfig, NearestNeighborsConfig, ProbeConfig, Target
 from train.data import pipeline
 from train.experiments import gradient_probe
 from vcreg_jax.probes import linear, quick
@@ -15,6 +16,19 @@ from vcreg_jax.probes.linear import Split
 
 NAMES = ("train", "validation", "test")
 FeaturesOf = Callable[[pipeline.Split], tuple[np.ndarray, np.ndarray]]  # features (n, d) and labels (n,), in order
+Arrays = dict[str, np.ndarray]
+SHOWN = 1500  # test images whose features the report draws; more would only overlap
+
+
+def on(data: DataConfig, targets: Mapping[str, Target]) -> dict[str, Target]:
+    """The targets, those without a data set on `data`, which the networks are trained on."""
+    return {name: own if own.data is not None else replace(own, data=data) for name, own in targets.items()}
+
+
+def data_of(target: Target) -> DataConfig:
+    """The target's data set, which `on` has filled in."""
+    assert target.data is not None
+    return target.data
 
 
 def check(name: str, target: Target) -> list[pipeline.Split]:
@@ -32,7 +46,7 @@ def check(name: str, target: Target) -> list[pipeline.Split]:
     if target.images is not None and found != target.images:
         raise ValueError(
             f"{name}: the protocol has {target.images} images to train, validate and test, the data set "
-            f"{target.data.name} {found}. Prepare it from its owner's files, or leave `images` out."
+            f"{data_of(target).name} {found}. Prepare it from its owner's files, or leave `images` out."
         )
     return list(loaded.values())
 
@@ -49,33 +63,59 @@ def validated(target: Target, features_of: FeaturesOf) -> dict[str, Any]:
     return {"validation_accuracy": float(selection.validation_accuracy.max()), "l2": selection.l2}
 
 
-def tested(target: Target, features_of: FeaturesOf) -> dict[str, Any]:
-    """What the probe that is best on validation images finds on test images, with the protocol's name."""
+def tested(target: Target, features_of: FeaturesOf) -> tuple[dict[str, Any], Arrays]:
+    """What the probe that is best on validation images finds on test images, with the protocol's name.
+
+    The arrays are for pictures: the first test images in the plane of the features' two widest directions (`points`,
+    with the `shares` of the variance and `labels`), the `singular_values` of the centred training features and, of a
+    probe with strengths, those (`l2`) and their `validation_accuracy`.
+    """
     train, val, test = splits = _splits(target, features_of, NAMES)
-    about = {
+    found: dict[str, Any] = {"converged": True}
+    arrays: Arrays = {}
+    if isinstance(target.probe, NearestNeighborsConfig):
+        validation, accuracy = (
+            _nearest_accuracy(target.probe, train, rows, _num_classes(target)) for rows in (val, test)
+        )
+        found |= {"accuracy": accuracy, "validation_accuracy": validation, "protocol": target.probe.protocol}
+    else:
+        if isinstance(target.probe, GradientProbeConfig):
+            probe = gradient_probe.select_and_test(target.probe, train, val, test, _num_classes(target))
+            found |= {"learning_rate": probe.learning_rate}  # trained to its last step, as the protocol has it
+        else:
+            how = _arguments(target, target.probe)
+            probe = linear.select_and_test(train, val, test, protocol=target.probe.protocol, **how)
+            found |= {"l2": probe.l2, "converged": probe.converged, "worst_gradient_norm": probe.worst_gradient_norm}
+            arrays |= {"l2": np.asarray(how["l2"]), "validation_accuracy": np.asarray(probe.validation_accuracy)}
+        found |= {
+            "accuracy": probe.test_accuracy,
+            "validation_accuracy": float(probe.validation_accuracy.max()),
+            "protocol": probe.protocol,
+        }
+    found |= {
         "effective_rank": float(vc.metrics.effective_rank(jnp.asarray(train.features))),
         "images": [len(np.asarray(split.labels)) for split in splits],
     }
-    if isinstance(target.probe, NearestNeighborsConfig):
-        validation, of_test = (
-            _nearest_accuracy(target.probe, train, rows, _num_classes(target)) for rows in (val, test)
-        )
-        found = {"accuracy": of_test, "validation_accuracy": validation, "protocol": target.probe.protocol}
-        return found | {"converged": True} | about
-    if isinstance(target.probe, GradientProbeConfig):
-        found = gradient_probe.select_and_test(target.probe, train, val, test, _num_classes(target))
-        chosen = {"learning_rate": found.learning_rate, "converged": True}  # to its last step, as the protocol has it
-    else:
-        found = linear.select_and_test(
-            train, val, test, protocol=target.probe.protocol, **_arguments(target, target.probe)
-        )
-        chosen = {"l2": found.l2, "converged": found.converged, "worst_gradient_norm": found.worst_gradient_norm}
-    accuracies = {
-        "accuracy": found.test_accuracy,
-        "validation_accuracy": float(found.validation_accuracy.max()),
-        "protocol": found.protocol,
+    points, shares = plane(np.asarray(test.features))
+    arrays |= {
+        "points": points[:SHOWN].astype(np.float32),
+        "shares": shares,
+        "labels": np.asarray(test.labels)[:SHOWN],
+        "singular_values": np.asarray(vc.metrics.singular_values(jnp.asarray(train.features))),
     }
-    return accuracies | chosen | about
+    return found, arrays
+
+
+def plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The features' first two principal components `(n, 2)`, and the share of the variance in each `(2,)`.
+
+    Signs are fixed (the largest loading is positive), so the same features give the same picture.
+    """
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    variances, axes = np.linalg.eigh(centred.T @ centred)
+    first = axes[:, :-3:-1]
+    first = first * np.sign(first[np.argmax(np.abs(first), axis=0), [0, 1]])
+    return centred @ first, variances[:-3:-1] / max(float(variances.sum()), 1e-30)
 
 
 def _nearest_accuracy(config: NearestNeighborsConfig, train: Split, rows: Split, num_classes: int) -> float:
@@ -115,7 +155,7 @@ def _splits(target: Target, features_of: FeaturesOf, names: tuple[str, ...]) -> 
 
 
 def _load(target: Target, split: str) -> pipeline.Split:
-    return pipeline.load(target.data, split, target.probe.label)
+    return pipeline.load(data_of(target), split, target.probe.label)
 
 
 def _num_classes(target: Target) -> int:

@@ -55,7 +55,7 @@ class Run:
     name: str  # of the model
     model: Any
     config: dict[str, Any]  # of the experiment, from JSON
-    about: dict[str, Any]  # experiment.json or pretraining.json; empty while other seeds are still going on
+    about: dict[str, Any]  # experiment.json; empty while other seeds are still going on
 
 
 def export(folder: Path, to: str, target: Path | None = None, image_size: int | None = None) -> str:
@@ -109,9 +109,9 @@ def load(folder: Path) -> Run:
         raise ValueError(f"{folder} is no run of one arm and seed." + (f" It holds {inside}." if inside else ""))
     name, model = load_checkpoint(folder / "checkpoints")
     top = folder.absolute().parents[1]
-    about = [top / file for file in ("experiment.json", "pretraining.json") if (top / file).is_file()]
+    about = top / "experiment.json"
     config = json_files.read(top / "config.json")
-    return Run(folder, name, model, config, json_files.read(about[0]) if about else {})
+    return Run(folder, name, model, config, json_files.read(about) if about.is_file() else {})
 
 
 def image_shape(run: Run, size: int | None = None) -> tuple[int, int, int]:
@@ -182,7 +182,6 @@ def card(run: Run, target: Path) -> str:
     """The README.md that tells what the files in `target` are, how they came about, and how to load them."""
     train, arm = run.config["train"], run.folder.absolute().parent.name
     data, result = train["data"], run.folder / "result.json"
-    metrics = json_files.read(result) if result.is_file() else {}
     classes, channels = 0 if run.model.head is None else run.model.head.kernel.shape[-1], _channels(run.model)
     about = json_files.read(found) if (found := target / PROGRAM).is_file() else {}
     words = {"name": run.name, "classes": classes, "channels": channels}
@@ -202,7 +201,7 @@ def card(run: Run, target: Path) -> str:
         [
             "---\nlibrary_name: vcreg_jax\ntags: [jax, flax, vcreg]\n---",
             f"# {run.name}, {f'{classes} classes' if classes else 'the backbone of a self-supervised run'}",
-            "## Metrics\n\n" + _table({key: _rounded(value) for key, value in metrics.items()}),
+            "## Metrics\n\n" + _table(_metrics(json_files.read(result) if result.is_file() else {})),
             "## Data\n\n" + _table(about_data | {"normalization": normalization}),
             *loading,
             "## How it was made\n\n"
@@ -223,8 +222,11 @@ def _table(values: dict[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in values.items())])
 
 
-def _rounded(value: Any) -> Any:
-    return f"{value:.5g}" if isinstance(value, float) else value
+def _metrics(result: dict[str, Any]) -> dict[str, str]:
+    """Test accuracy, and each target's."""
+    found = {"accuracy": result["accuracy"]} if "accuracy" in result else {}
+    found |= {f"{name}, probe accuracy": own["accuracy"] for name, own in result.get("targets", {}).items()}
+    return {name: f"{value:.5g}" for name, value in found.items()}
 
 
 def _write_whole(path: Path, content: bytes) -> None:

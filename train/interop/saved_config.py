@@ -8,8 +8,10 @@ import vcreg_jax as vc
 from train import augment, config
 from train.files import json_files
 
+_WITHOUT_NETWORKS = ("Grid", "TwoMoons")
 
-def load(folder: Path) -> config.Experiment | config.Pretraining | config.Transfer:
+
+def load(folder: Path) -> config.Experiment:
     """What `train.run.folder.claim` wrote into `folder`.
 
     Raises:
@@ -18,9 +20,12 @@ def load(folder: Path) -> config.Experiment | config.Pretraining | config.Transf
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing: give the folder of a run, such as runs/digits.")
-    found = _revived(json_files.read(path), path)
-    if not isinstance(found, config.Experiment | config.Pretraining | config.Transfer):
-        raise ValueError(f"{path} is of a {type(found).__name__}, which trains no network on images.")
+    saved = json_files.read(path)
+    if saved.get("class") in _WITHOUT_NETWORKS:
+        raise ValueError(f"{path} is of a {saved['class']}. Of an Experiment alone each network is kept.")
+    found = _revived(saved, path)
+    if not isinstance(found, config.Experiment):
+        raise ValueError(f"{path} is of a {type(found).__name__}. Of an Experiment alone each network is kept.")
     return found
 
 

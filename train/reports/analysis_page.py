@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 import vcreg_jax as vc
 from train.experiments.analyse import Analysis, analyse, checkpoints
-from train.reports import figures, page
+from train.reports import figures, page, summary
 from train.reports.axis_labels import ink_on, log_axis, names_above, thinned
+from train.reports.summary import Sample
 from train.run.folder import provenance, write_json
 
 PAPER = {"CDNV": ("0.28", "0.56"), "NCC": ("0.99", "0.81"), "MI": ("2.8", "4.6")}  # Table 6: ConvNeXt, with VCReg
@@ -99,24 +100,16 @@ def cells(arms: Arms) -> list[list[str]]:
         line = [name]
         for own in arms.values():
             values = [value for one in own if (value := of(one)) is not None]
-            line.append(_mean_and_std(np.asarray(values)))
+            line.append(Sample(dict(enumerate(values))).text(3) if values else "\N{EN DASH}")
         table.append([*line, *PAPER.get(paper, ("", ""))])
     limit = next(iter(arms.values()))[0].information["log_batch_size"]
     table.append(["log of InfoNCE's batch", *[f"{limit:.2f}" for _ in arms], "", ""])
     return table
 
 
-def _mean_and_std(values: np.ndarray) -> str:
-    if not len(values):
-        return "\N{EN DASH}"
-    std = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{std}"
-
-
 def markdown(arms: Arms) -> str:
     """Table 6 as text."""
-    header, *body = cells(arms)
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---", *["---:"] * (len(header) - 1)], *body])
+    return "\n".join(summary.markdown(cells(arms)))
 
 
 def _page(arms: Arms, about: Mapping[str, Any]) -> str:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from train.experiments.two_moons import EDGE, GRID, Found, Method, TwoMoons, points, train
-from train.reports import figures, page
+from train.reports import figures, page, summary
+from train.reports.summary import Sample
 from train.run.folder import as_json, claim, provenance, versions, write_json
 
 _GROUNDS = ("#f3d9c6", "#cfe0ee")  # where the output is negative, and positive
@@ -125,12 +126,8 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    cells = []
-    for key, form in (("distance", ".3f"), ("margin", ".3f"), ("sensitivity", ".1f")):
-        values = np.asarray(row[key])
-        std = f" ± {values.std(ddof=1):{form}}" if len(values) > 1 else ""
-        cells.append(f"{values.mean():{form}}{std}")
-    return cells
+    digits = {"distance": 3, "margin": 3, "sensitivity": 1}
+    return [Sample(dict(enumerate(np.asarray(row[key]).tolist()))).text(count) for key, count in digits.items()]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -139,9 +136,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(row["method"] for row in rows))
     cells = {(row["network"], row["method"]): _cells(row) for row in rows}
     headings = [f"{what}, {net}" for net in networks for what in ("mean distance", "smallest", "sensitivity ratio")]
-    lines = [["method", *headings], ["---", *["---:"] * len(headings)]]
-    lines += [[name, *(cell for net in networks for cell in cells[net, name])] for name in names]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    body = [[name, *(cell for net in networks for cell in cells[net, name])] for name in names]
+    return "\n".join(summary.markdown([["method", *headings], *body]))
 
 
 @figures.styled

@@ -25,7 +25,6 @@ from train.reports.axis_labels import log_axis, names_above
 Curves = Mapping[str, Sequence[NDArray | tuple[NDArray, NDArray]]]  # arm -> x and y of each seed
 
 SHOWN = 30  # points below the best at which the picture of the probe's strengths is cut
-POINTS = 1500  # drawn in the plane of features; more would only overlap
 
 # (light, dark) by role. Arms: Okabe and Ito's colour-blind safe set, lightened on dark. Classes: Tableau's ten, which
 # keep their contrast on both grounds.
@@ -189,26 +188,19 @@ def strengths(curves: Curves, chosen: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def plane(features: NDArray) -> tuple[NDArray, NDArray]:
-    """The features' first two principal components `(n, 2)`, and the share of the variance in each `(2,)`.
-
-    Signs are fixed (the largest loading is positive), so the same features give the same picture.
-    """
-    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
-    _, s, axes = np.linalg.svd(centred, full_matrices=False)
-    first = axes[:2] * np.sign(axes[:2, np.argmax(np.abs(axes[:2]), axis=1)].diagonal())[:, None]
-    return centred @ first.T, s[:2] ** 2 / max(float(np.sum(s**2)), 1e-30)
-
-
 @styled
-def scatter(features: NDArray, labels: NDArray, class_names: Sequence[str], arm: str, index: int) -> Figure:
-    """The features' plane (see `plane`) coloured by class, both axes in one unit; one-letter classes as letters."""
-    points, share = plane(features)
+def scatter(
+    points: NDArray, share: NDArray, labels: NDArray, class_names: Sequence[str], arm: str, index: int
+) -> Figure:
+    """Features in a plane `(n, 2)` coloured by class, both axes in one unit; one-letter classes as letters.
+
+    `share` says how much of the variance each axis has.
+    """
     figure = Figure(figsize=(4.6, 4.3))
     axes = figure.add_axes((0.0, 0.0, 1.0, 0.87))
     axes.axis("off")
     for c, name in enumerate(class_names):
-        own = points[:POINTS][labels[:POINTS] == c]
+        own = points[labels == c]
         letter = len(name) == 1 and name.isalnum()
         marker, size = (_glyph(name), 24) if letter else ("o", 9)
         axes.scatter(*own.T, s=size, c=_CLASSES[c % len(_CLASSES)], marker=marker, linewidths=0)

@@ -18,7 +18,7 @@ from train.experiments.grid import BASELINE, Grid
 from train.experiments.grid_search import FINAL, SEARCH, Result, by_point
 from train.reports import figures, page
 from train.reports.axis_labels import ink_on
-from train.reports.tables import NOT_RUN, Cell, gain
+from train.reports.summary import NOT_RUN, Sample, difference, markdown
 from train.run.folder import write_json
 
 
@@ -52,11 +52,11 @@ def _read(path: Path) -> list[Result]:
         raise ValueError(f"{path} is no result of a grid ({error}). Delete it and run the config again.") from None
 
 
-def _cell(results: Sequence[Result], column: str) -> Cell:
+def _cell(results: Sequence[Result], column: str) -> Sample:
     """The score, the network's own accuracy, or a target's, of every seed in %."""
     read = {"score": lambda own: own["score"], "": lambda own: own["accuracy"]}
     of = read.get(column, lambda own: own["targets"][column]["accuracy"])
-    return Cell({own["seed"]: 100 * of(own) for own in results})
+    return Sample({own["seed"]: 100 * of(own) for own in results})
 
 
 def final_rows(table: GridTable) -> list[list[str]]:
@@ -68,9 +68,9 @@ def final_rows(table: GridTable) -> list[list[str]]:
         point = "; ".join(", ".join(f"{value:g}" for value in point) for point in by_point(table.final, arm))
         lines.append([arm, point, f"{paper[arm]:.1f}" if arm in paper else "", *map(str, own), str(own[0].n)])
     for arm in arms[1:]:
-        difference = f"{paper[arm] - paper[BASELINE]:+.1f}" if paper.keys() >= {arm, BASELINE} else ""
-        gains = [gain(own, against) for own, against in zip(cells[arm], cells[BASELINE], strict=True)]
-        lines.append([f"{arm} less {BASELINE}", "", difference, *gains, ""])
+        of_paper = f"{paper[arm] - paper[BASELINE]:+.1f}" if paper.keys() >= {arm, BASELINE} else ""
+        gains = [difference(own, against) for own, against in zip(cells[arm], cells[BASELINE], strict=True)]
+        lines.append([f"{arm} less {BASELINE}", "", of_paper, *(str(one or "") for one in gains), ""])
     return lines
 
 
@@ -143,19 +143,14 @@ def notes(table: GridTable) -> list[str]:
     ]
     if lost := [own for own in (*table.search, *table.final) if own["skipped"]]:
         said.append(f"Settings of which updates were skipped, their loss or gradient not being finite: {len(lost)}.")
-    if made:
-        seconds = f"{made['wall_seconds']:.0f} s"
-        said.append(f"{made['hardware']}, commit {made['commit']}, {seconds} in the last call: {made['command']}")
-    else:
-        said.append("The run is not finished.")
-    return said
+    return [*said, page.made_by(made)]
 
 
 def text(table: GridTable) -> str:
     """Both tables in Markdown, with how they were made."""
     parts = [table.config.title]
     if table.search:
-        parts += ["\n".join(_markdown(rows)) for rows in _all_rows(table)]
+        parts += ["\n".join(markdown(rows, names=2)) for rows in _all_rows(table)]
     return "\n\n".join([*parts, *notes(table)])
 
 
@@ -166,11 +161,6 @@ def _all_rows(table: GridTable) -> list[list[list[str]]]:
         header, *body = search_rows(table, arm)
         searches.append([[f"{arm}: {header[0]}", *header[1:]], *body])
     return [final_rows(table), *searches]
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    header, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return [header, f"|{' --- |' * len(rows[0])}", *body]
 
 
 def write(name: str, tables: Sequence[GridTable], folder: Path) -> Path:

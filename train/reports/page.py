@@ -49,9 +49,21 @@ def of_tables(name: str, body: str) -> str:
 
 def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table of plain text, the first column being the rows' names."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    return table_of("".join(f"<th>{escape(cell)}</th>" for cell in header), body)
+
+
+def table_of(head: str, body: Sequence[Sequence[str]]) -> str:
+    """As `table`, under header cells that are HTML already."""
     lines = (f"<tr><th>{escape(x)}</th>{''.join(f'<td>{escape(y)}</td>' for y in ys)}</tr>" for x, *ys in body)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def made_by(made: Mapping[str, Any]) -> str:
+    """How the numbers of a run were made, in a line; `made` is empty while it goes on."""
+    if not made:
+        return "The run is not finished."
+    seconds = f"{made['wall_seconds']:.0f} s"
+    return f"{made['hardware']}, commit {made['commit']}, {seconds} in the last call: {made['command']}"
 
 
 def footer(command: str, facts: Mapping[str, Any], config: Any) -> str:

@@ -24,13 +24,12 @@ Field = tuple[str, ...]  # where a value stands in a config, key by key: a key m
 
 # What is said about a run, where it runs and how it is stored. More seeds may be added to a finished run.
 _FREE = ("seeds", "title", "paper", "notes", "runs_directory", "train.mesh", "train.checkpoints", "train.save_every")
-ARRAYS_HASH = "features_sha256"  # what `result.json` knows of the features.npz beside it
+ARRAYS = "features.npz"  # beside `result.json`: what a report draws
+ARRAYS_HASH = "features_sha256"  # what `result.json` knows of it
 _WRITTEN = (
     "config",
     "data",
     "experiment",
-    "pretraining",
-    "transfer",
     "grid",
     "tuning",
     "result",
@@ -177,7 +176,7 @@ def check(folder: Path) -> None:
         if path.name in _WRITTEN:
             found = json_files.read(path)
             _check_accuracies(path, found)
-            _check_arrays(path.with_name("features.npz"), found if isinstance(found, dict) else {})
+            _check_arrays(path.with_name(ARRAYS), found if isinstance(found, dict) else {})
     for path in sorted(folder.rglob("*.jsonl")):
         json_files.read_lines(path.read_text(encoding="utf-8", errors="replace"), path)
 

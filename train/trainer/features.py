@@ -1,5 +1,6 @@
 """Frozen features of a whole split, in order: batch by batch, so that a split of any size takes a batch's memory."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from train.config import TrainConfig
 from train.data.pipeline import Split
 from train.files import json_files
 from train.run.folder import as_json, file_hash, write_json
+from train.run.watchdog import Watchdog
 from train.trainer.evaluation import Predict, Trained, device_batches
 from train.trainer.mesh import host_rows
 from train.trainer.step import weights_to_use
@@ -58,9 +60,10 @@ def cached(folder: Path, trained: Trained, train: TrainConfig, data: Split) -> t
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
     place = folder / key
     if not (place / "index.json").exists():
-        batches = stream(trained.predict, data, train.batch_size, trained.mesh)
-        with jax.set_mesh(trained.mesh):
-            _write(place, batches, described)
+        with jax.set_mesh(trained.mesh), Watchdog(train.hang_seconds) as watchdog:
+            watchdog.compiled()
+            beat = functools.partial(watchdog.beat, "a batch of features")
+            _write(place, stream(trained.predict, data, train.batch_size, trained.mesh, beat), described)
     return _opened(place, described)
 
 

@@ -1,4 +1,4 @@
-"""Transfer end to end on digits, and what becomes of wrong configs."""
+"""An experiment with candidates and targets end to end on digits, and what becomes of wrong configs."""
 
 import json
 from dataclasses import replace
@@ -10,9 +10,9 @@ from sklearn.preprocessing import StandardScaler
 
 from configs import digits, probes
 from train.augment import AugmentConfig
-from train.config import AdamW, Candidate, GradientProbeConfig, JointEmbedding, ProbeConfig, Target, Transfer
+from train.config import AdamW, Candidate, Experiment, GradientProbeConfig, JointEmbedding, ProbeConfig, Target
 from train.data import pipeline
-from train.experiments import targets, transfer
+from train.experiments import experiment, targets
 from train.files import json_files
 from vcreg_jax import Sites, VCReg
 from vcreg_jax.losses import VICReg
@@ -27,14 +27,14 @@ def config(tmp_path_factory):
     schedule = replace(whole.optimizer.schedule, warmup_steps=1)
     train = replace(whole, data=data, optimizer=replace(whole.optimizer, schedule=schedule), steps=3, batch_size=64)
     rates = (Candidate(peak_learning_rate=1e-3), Candidate(weight_decay=0.1))
-    return Transfer(
+    return Experiment(
         name="digits",
         title="digits",
         train=train,
         arms={"none": rates, "VCReg": (Candidate(Sites(block=VCReg())), Candidate(Sites(block=VCReg(1.28, 0.16))))},
         targets={
-            "digit": Target(data, ProbeConfig("digit", l2_low=1.0, l2_high=1e2, l2_count=3, standardize=True)),
-            "held out": Target(data, STRONG, held_out=10),
+            "digit": Target(ProbeConfig("digit", l2_low=1.0, l2_high=1e2, l2_count=3, standardize=True)),
+            "held out": Target(STRONG, data, held_out=10),
         },
         seeds=(3,),
         tuning_seed=100,
@@ -44,7 +44,7 @@ def config(tmp_path_factory):
 
 def tried(config, arm, candidate, *accuracies):
     """A finished trial of a candidate."""
-    path = transfer.Path(config.runs_directory) / config.name / arm / f"tuning{candidate}" / "result.json"
+    path = experiment.Path(config.runs_directory) / config.name / arm / f"tuning{candidate}" / "result.json"
     path.parent.mkdir(parents=True)
     found = {name: {"validation_accuracy": value} for name, value in zip(config.targets, accuracies, strict=True)}
     path.write_text(json.dumps({"targets": found}))
@@ -55,7 +55,7 @@ def folder(config):
     tried(config, "none", 0, 0.9, 0.1)
     tried(config, "none", 1, 0.55, 0.5)
     tried(config, "VCReg", 0, 0.0, 0.0)  # the second one is not there yet
-    return transfer.run(config, "python -m train run")
+    return experiment.run(config, "python -m train run")
 
 
 def test_the_candidate_goes_on_that_is_best_on_validation_over_all_targets(folder):
@@ -87,22 +87,24 @@ def test_results_are_what_sklearn_finds_in_the_features(folder, config):
 
 
 def test_what_is_finished_is_not_done_again(folder, config, monkeypatch):
-    monkeypatch.setattr(transfer.loop, "train", None)  # would fail when called
-    assert transfer.run(config, "again") == folder
+    monkeypatch.setattr(experiment.loop, "train", None)  # would fail when called
+    assert experiment.run(config, "again") == folder
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"seeds": ()}, "Transfer needs a seed, an arm and a target"),
+        ({"seeds": ()}, "An experiment needs a seed and an arm"),
         ({"seeds": (1, 100)}, "Seeds must differ, got 1, 100, 100"),
         ({"arms": {"a": (Candidate(),), "b": (Candidate(),) * 2}}, "Every arm must have as many candidates"),
         ({"arms": {"a": ()}}, "Every arm must have as many candidates, at least one"),
+        ({"tuning_seed": None}, "Candidates are compared by their probes: they need a tuning_seed and a target"),
+        ({"targets": {}}, "Candidates are compared by their probes: they need a tuning_seed and a target"),
     ],
 )
 def test_a_search_that_is_not_fair_is_refused_before_any_work(config, changes, message):
     with pytest.raises(ValueError, match=message):
-        transfer.run(replace(config, **changes), "")
+        experiment.run(replace(config, **changes), "")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_a_search_that_is_not_fair_is_refused_before_any_work(config, changes, m
 )
 def test_a_target_that_cannot_be_is_named(config, changes, message):
     with pytest.raises(ValueError, match=message):
-        targets.check("x", replace(config.targets["digit"], **changes))
+        targets.check("x", replace(config.targets["digit"], data=config.train.data, **changes))
 
 
 def test_selection_looks_at_no_test_image(config):
@@ -126,7 +128,7 @@ def test_selection_looks_at_no_test_image(config):
         seen.append(data.selection.name)
         return np.random.default_rng(0).normal(size=(len(data), 4)).astype(np.float32), data.labels()
 
-    for target in config.targets.values():
+    for target in targets.on(config.train.data, config.targets).values():
         targets.validated(target, features_of)
     assert sorted(set(seen)) == ["digits train", "digits validation"]
 
@@ -185,12 +187,12 @@ def test_without_labels_the_network_is_that_of_two_views_and_labels_come_with_th
             whole, data=data, joint_embedding=JointEmbedding(VICReg(), (16, 12)), monitor_images=200, steps=2
         )
         arms = {"VCReg": config.arms["VCReg"][:1]}
-        targets = {"digit": config.targets["digit"]}
-        small = replace(config, name=label, train=train, arms=arms, targets=targets, runs_directory=str(tmp_path))
-        run = transfer.run(small, "") / "VCReg" / "seed3"
+        probed = {"digit": replace(config.targets["digit"], data=whole.data)}
+        small = replace(config, name=label, train=train, arms=arms, targets=probed, runs_directory=str(tmp_path))
+        run = experiment.run(small, "") / "VCReg" / "seed3"
         found = json.loads((run / "result.json").read_text())
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-        assert found["pretraining_accuracy"] == last["knn_accuracy"]
+        assert found["accuracy"] == last["knn_accuracy"]
         monitored[label] = last["knn_accuracy"]
         caches = {(place / "features.bin").read_bytes() for place in (run / "features").iterdir()}
         features[label] = caches, found["targets"]["digit"]
