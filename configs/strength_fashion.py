@@ -17,7 +17,7 @@ from dataclasses import replace
 from configs import fashion_mnist, probes
 from configs.strength_digits import get_config as of_digits
 from train.augment import AugmentConfig, EvalTransformConfig
-from train.config import AdamW, Cosine, NearestNeighborsConfig, OptimizerConfig, ProbeConfig, Target
+from train.config import AdamW, Cosine, DataConfig, NearestNeighborsConfig, OptimizerConfig, ProbeConfig, Target
 from train.experiments.grid import Grid, Strengths
 from vcreg_jax import Sites, VCReg
 
@@ -31,10 +31,6 @@ def get_config() -> Grid:
 
 def sweep() -> dict[str, Grid]:
     """Two lengths."""
-    return {"short": _grid("short", 400), "long": _grid("long", 1600)}
-
-
-def _grid(length: str, steps: int) -> Grid:
     data = replace(
         fashion_mnist.get_config().train.data,
         label="kind",
@@ -43,14 +39,23 @@ def _grid(length: str, steps: int) -> Grid:
         train_split="train[:10000]",
         validation_split="train[55000:]",
     )
+    title = "Fashion-MNIST, {} steps: three kinds, then the ten classes"
+    return {
+        length: grid(f"strength_fashion_{length}", title.format(steps), data, steps)
+        for length, steps in (("short", 400), ("long", 1600))
+    }
+
+
+def grid(name: str, title: str, data: DataConfig, steps: int) -> Grid:
+    """The digits' network on `data`, four points an arm, probed on the label "label"."""
     digits = of_digits()
     optimizer = OptimizerConfig(AdamW(weight_decay=0.05), Cosine(4e-3, warmup_steps=steps // 10))
     train = replace(digits.train, data=data, optimizer=optimizer, steps=steps, eval_every=steps)
     alphas = (0.64, 2.56)
     return replace(
         digits,
-        name=f"strength_fashion_{length}",
-        title=f"Fashion-MNIST, {steps} steps: three kinds, then the ten classes",
+        name=name,
+        title=title,
         train=train,
         search=train,
         arms={

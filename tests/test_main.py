@@ -108,7 +108,9 @@ def test_the_version_is_the_packages(capsys):
 def test_preflight_takes_a_config_of_every_kind_that_trains_on_images(config, monkeypatch):
     monkeypatch.chdir(ROOT)
     planned = []
-    monkeypatch.setattr(preflight, "compile_arm", lambda plan, sites: planned.append(sites) or preflight.TooLarge(1e12, 1.0))
+    monkeypatch.setattr(
+        preflight, "compile_arm", lambda plan, sites: planned.append(sites) or preflight.TooLarge(1e12, 1.0)
+    )
     options = ["--topology", "v5e:2x2", "--image-shape", "32", "32", "3", "--num-classes", "10"]
     with pytest.raises(SystemExit, match="1"):  # since nothing fits
         main(["preflight", config, *options, "--train.batch-size", "64"])
