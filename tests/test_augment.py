@@ -13,7 +13,7 @@ from train.augment import (
     EvalTransformConfig,
     MixConfig,
     eval_transform,
-    shifted,
+    shift,
     train_transform,
 )
 
@@ -32,7 +32,7 @@ def test_shifts_are_uniform_and_zeros_move_in():
     assert len(expected) == 25
     rng = np.random.default_rng(0)
     for _ in range(5000):
-        expected[shifted(image, rng, 2).tobytes()] += 1  # KeyError: not a shift
+        expected[shift(image, rng, 2).tobytes()] += 1  # KeyError: not a shift
     counts = np.array(list(expected.values()))
     # 200 expected each; 25 cells: chi-squared with 24 degrees of freedom stays below 51 in 999 of 1,000 cases.
     assert ((counts - 200) ** 2 / 200).sum() < 51

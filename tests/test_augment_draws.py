@@ -83,7 +83,7 @@ def test_a_box_is_erased_as_often_as_asked():
 
 def test_trivial_augment_takes_every_operation_level_and_sign_alike(monkeypatch):
     seen = collections.Counter()
-    monkeypatch.setattr(policies, "applied", lambda name, image, magnitude, _: seen.update([name, (name, magnitude)]))
+    monkeypatch.setattr(policies, "apply", lambda name, image, magnitude, _: seen.update([name, (name, magnitude)]))
     rng, count = np.random.default_rng(0), 20_000
     for _ in range(count):
         policies.trivial_augment_wide(None, rng, None)

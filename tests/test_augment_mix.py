@@ -13,7 +13,7 @@ from scipy import stats
 from torchvision.transforms import v2
 
 import vcreg_jax as vc
-from train.augment import MixConfig, check_mix, mixed
+from train.augment import MixConfig, check_mix, mix_pairs
 from train.augment.mix import draw
 from train.trainer import mesh as meshes
 
@@ -24,7 +24,7 @@ DRAWS = 4000  # the same everywhere, so that the samplers compile once
 LEAST_P = 1e-4  # at a true null one seed in 10,000 fails; the seeds are fixed
 
 
-_mixed = jax.jit(mixed, static_argnums=0)
+_mixed = jax.jit(mix_pairs, static_argnums=0)
 
 
 def _batch(size=64, height=9, width=12, seed=0):
@@ -77,7 +77,7 @@ def test_cut_pixels_are_the_partners_bit_for_bit_and_mixing_nothing_changes_noth
     kept = np.asarray(draw(CUTMIX, key, 16, 9, 12).pixels).repeat(4, axis=0)[..., None]
     partners = images.reshape(16, 4, 9, 12, 3)[:, [3, 0, 1, 2]].reshape(images.shape)
     np.testing.assert_array_equal(ours, np.where(kept == 1, images, partners))
-    same, labels = mixed(MixConfig(), images, targets, key)
+    same, labels = mix_pairs(MixConfig(), images, targets, key)
     assert same is images and labels is targets
 
 
@@ -124,7 +124,7 @@ def test_on_eight_devices_the_batch_is_mixed_alike_and_nothing_travels():
     spread = meshes.to_devices({"images": images, "targets": targets}, mesh)
     with jax.set_mesh(mesh):
         rows = meshes.batch_sharding(mesh)
-        step = jax.jit(functools.partial(mixed, BOTH), out_shardings=(rows, rows))
+        step = jax.jit(functools.partial(mix_pairs, BOTH), out_shardings=(rows, rows))
         compiled = step.lower(spread["images"], spread["targets"], key).compile()
     collective = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     assert re.findall(collective, compiled.as_text()) == []

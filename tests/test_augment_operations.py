@@ -38,12 +38,12 @@ def test_an_operation_of_the_policies_gives_torchvisions_bytes(operation, interp
     magnitudes = _magnitudes(operation, np.random.default_rng(1))
     for image, magnitude in zip(random_images(100), magnitudes, strict=False):
         theirs = autoaugment._apply_op(image, operation, magnitude, INTERPOLATION[interpolation], None)
-        assert_same_bytes(policies.applied(operation, image, magnitude, RESAMPLING[interpolation]), theirs)
+        assert_same_bytes(policies.apply(operation, image, magnitude, RESAMPLING[interpolation]), theirs)
 
 
 def test_an_unknown_operation_is_named():
     with pytest.raises(ValueError, match="Unknown operation 'Cutout'. Known: Identity, ShearX"):
-        policies.applied("Cutout", next(random_images(1)), 0.0, Image.Resampling.BILINEAR)
+        policies.apply("Cutout", next(random_images(1)), 0.0, Image.Resampling.BILINEAR)
 
 
 def test_magnitudes_are_torchvisions_to_the_last_bit():
@@ -93,7 +93,7 @@ def test_evaluation_resizes_and_crops_as_torchvision(resize, crop, interpolation
 
 def test_sizes_and_offsets_round_as_torchvision():
     def resized(width, height, size):
-        return geometry.resized(Image.new("L", (width, height)), size, Image.Resampling.BILINEAR).size
+        return geometry.resize(Image.new("L", (width, height)), size, Image.Resampling.BILINEAR).size
 
     assert resized(500, 375, 256) == (341, 256) and resized(500, 375, 236) == (314, 236)
     assert resized(333, 500, 256) == (256, 384) and resized(1000, 333, 256) == (768, 256)
@@ -122,7 +122,7 @@ def test_the_convolution_is_torchvisions_rounded_exactly(mode):
     differing = total = 0
     for index, image in enumerate(random_images(100, smallest=24, mode=mode)):
         kernel_size, sigma = (3, 9, 23)[index % 3], float(rng.uniform(0.1, 2.0))
-        ours = np.asarray(color.convolved(image, kernel_size, sigma), int)
+        ours = np.asarray(color.convolve(image, kernel_size, sigma), int)
         theirs = np.asarray(functional.gaussian_blur(image, [kernel_size] * 2, [sigma] * 2), int)
         assert np.abs(ours - theirs).max() <= 1  # torchvision's float32 sums, near a half
         differing, total = differing + (ours != theirs).sum(), total + ours.size

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from torchvision.transforms import autoaugment, transforms
-from torchvision.transforms.functional import erase
+from torchvision.transforms import autoaugment, functional, transforms
 
 from tests.random_images import Replay, random_images
-from train.augment import AugmentConfig, BlurConfig, ColorJitterConfig, erase_box, erased, train_transform
+from train.augment import AugmentConfig, BlurConfig, ColorJitterConfig, erase, erase_box, train_transform
 from train.trainer.step import Normalize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -61,7 +60,7 @@ def test_a_training_image_is_what_torchvisions_training_preset_makes_of_it(polic
         pixels.append(ours(image, replay))
         boxes.append(erase_box(replay, *pixels[-1].shape[:2], config.random_erase))
         assert replay.draws == []
-    images = erased(Normalize(MEAN, STD)(jnp.asarray(np.stack(pixels))), jnp.asarray(np.stack(boxes)))
+    images = erase(Normalize(MEAN, STD)(jnp.asarray(np.stack(pixels))), jnp.asarray(np.stack(boxes)))
     # Two bytes next to each other are 0.017 apart.
     np.testing.assert_allclose(images, np.stack(expected), atol=2e-6)
     np.testing.assert_array_equal(images == 0, np.stack(expected) == 0)
@@ -130,9 +129,9 @@ def test_an_erased_box_is_torchvisions():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(100, 20, 31, 3)).astype(np.float32)
     boxes = np.stack([erase_box(rng, 20, 31, 0.7) for _ in images])
-    ours = np.asarray(erased(jnp.asarray(images), jnp.asarray(boxes)))
+    ours = np.asarray(erase(jnp.asarray(images), jnp.asarray(boxes)))
     for image, box, after in zip(images, boxes, ours, strict=True):
-        theirs = erase(torch.from_numpy(image.transpose(2, 0, 1)), *box.tolist(), torch.zeros(1, 1, 1))
+        theirs = functional.erase(torch.from_numpy(image.transpose(2, 0, 1)), *box.tolist(), torch.zeros(1, 1, 1))
         np.testing.assert_array_equal(after, theirs.numpy().transpose(1, 2, 0))
 
 

@@ -15,7 +15,7 @@ from train.__main__ import main
 from train.benchmarks import commands, dispatch, programs, roofline, step_jax, step_torch, table1
 from train.benchmarks.programs import COLUMNS, PHASES, Settings, batch_norm
 from train.benchmarks.step_torch import Algorithm1
-from train.benchmarks.timing import LATE, Deadline, Row, Spread, in_own_process, interleaved, ratio
+from train.benchmarks.timing import LATE, Deadline, Row, Spread, in_own_process, interleave, ratio
 from train.interop.crosscheck import torch_networks
 from train.interop.crosscheck.torch_networks import CONVNEXT, RESNET, VIT
 from train.run import provenance
@@ -94,7 +94,7 @@ def test_the_regularized_layers_are_the_papers(model, layers, first, last):
 def test_every_call_is_timed_once_a_round_and_every_round_begins_with_another():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    seconds = interleaved(calls, rounds=4)
+    seconds = interleave(calls, rounds=4)
     assert {name: len(values) for name, values in seconds.items()} == {"a": 4, "b": 4, "c": 4}
     assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"
 
@@ -206,7 +206,7 @@ def test_the_null_step_has_the_real_steps_arrays_and_counts_its_calls():
     assert jax.tree.structure(null) == jax.tree.structure(state)
     assert null["params"]["kernel"].shape == (1, 1) and null["step"].dtype == jnp.int32
     batch = jax.device_put(programs.random_batch(TINY), mesh.devices.item())
-    wall, thread = dispatch.timed_calls(dispatch.null_step, null, batch, calls=3)
+    wall, thread = dispatch.time_calls(dispatch.null_step, null, batch, calls=3)
     assert len(wall) == len(thread) == 3 and min(wall) > 0
     assert dispatch.null_step(dispatch.null_state(state, mesh), batch, 0)[0]["step"] == 1
 

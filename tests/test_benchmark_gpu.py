@@ -13,9 +13,9 @@ import pytest
 
 import vcreg_jax as vc
 from train.benchmarks import gpu, gpu_stages, gradient_float64, superclasses, table1
-from train.benchmarks.gpu import Stage, conducted, kept, save
+from train.benchmarks.gpu import Stage, conduct, read_kept, save
 from train.benchmarks.programs import COLUMNS, PHASES, Settings
-from train.benchmarks.timing import LATE, NEVER, Deadline, Row, interleaved
+from train.benchmarks.timing import LATE, NEVER, Deadline, Row, interleave
 
 ROOT = Path(__file__).parent.parent
 TINY = Settings("cpu", ("convnext_digits",), ("float32",), 4, 2, image_size=8, num_classes=4)
@@ -80,26 +80,26 @@ def stage(measure, share):
 def test_a_stage_that_hangs_is_stopped_and_what_was_saved_stays(tmp_path):
     save(tmp_path / "own.json", ABOUT, {"rows": [1]})
     start = time.monotonic()
-    outcome = conducted(stage(hangs, 0.05), tmp_path, ABOUT, Deadline.after(60))
+    outcome = conduct(stage(hangs, 0.05), tmp_path, ABOUT, Deadline.after(60))
     assert outcome.startswith("stopped after") and time.monotonic() - start < 30
-    assert kept(tmp_path / "own.json", ABOUT)["rows"] == [1]
+    assert read_kept(tmp_path / "own.json", ABOUT)["rows"] == [1]
 
 
 def test_a_stage_that_fails_says_why_in_its_log(tmp_path):
-    assert conducted(stage(fails, 1.0), tmp_path, ABOUT, Deadline.after(600)).startswith("failed after")
+    assert conduct(stage(fails, 1.0), tmp_path, ABOUT, Deadline.after(600)).startswith("failed after")
     assert "RuntimeError: the device is full" in (tmp_path / "own.log").read_text()
 
 
 def test_without_time_a_stage_does_not_begin(tmp_path):
-    assert conducted(stage(fails, 1.0), tmp_path, ABOUT, Deadline.after(2.4)) == "not run: 2 s were left"
+    assert conduct(stage(fails, 1.0), tmp_path, ABOUT, Deadline.after(2.4)) == "not run: 2 s were left"
     assert not (tmp_path / "own.log").exists()
 
 
 @pytest.mark.parametrize("name", ABOUT)
 def test_what_other_code_or_another_device_has_measured_is_not_kept(name, tmp_path):
     save(tmp_path / "own.json", ABOUT, {"rows": [1]})
-    assert kept(tmp_path / "own.json", ABOUT)["rows"] == [1]
-    assert kept(tmp_path / "own.json", ABOUT | {name: "another"}) == {}
+    assert read_kept(tmp_path / "own.json", ABOUT)["rows"] == [1]
+    assert read_kept(tmp_path / "own.json", ABOUT | {name: "another"}) == {}
 
 
 def rows_of(phase, late=()):
@@ -182,11 +182,11 @@ def test_arms_train_at_the_baselines_best_rate_and_their_best_points_are_trained
 def test_a_file_of_other_arrays_is_refused_by_their_shapes(tmp_path):
     arrays = {"images": np.zeros((2, 32, 32, 3), np.uint8), "fine": np.arange(2), "coarse": np.arange(2)}
     np.savez(tmp_path / "good.npz", **arrays)
-    assert superclasses._loaded(tmp_path / "good.npz")["fine"].tolist() == [0, 1]
+    assert superclasses._load(tmp_path / "good.npz")["fine"].tolist() == [0, 1]
     for change in ({"fine": np.arange(3)}, {"images": np.zeros((2, 32, 32, 3))}, {"more": np.arange(2)}):
         np.savez(tmp_path / "bad.npz", **(arrays | change))
         with pytest.raises(ValueError, match="must hold uint8 images"):
-            superclasses._loaded(tmp_path / "bad.npz")
+            superclasses._load(tmp_path / "bad.npz")
 
 
 def test_splits_are_cut_as_cifars():
@@ -200,9 +200,9 @@ def test_splits_are_cut_as_cifars():
 
 def test_nothing_to_time_is_an_error_and_a_late_round_is_not_begun():
     with pytest.raises(ValueError, match="There is nothing to time"):
-        interleaved({}, 3)
-    assert len(interleaved({"a": lambda: None}, 3, Deadline.after(0))["a"]) == 1
-    assert len(interleaved({"a": lambda: None}, 3, Deadline.after(60))["a"]) == 3
+        interleave({}, 3)
+    assert len(interleave({"a": lambda: None}, 3, Deadline.after(0))["a"]) == 1
+    assert len(interleave({"a": lambda: None}, 3, Deadline.after(60))["a"]) == 3
 
 
 def test_a_trial_names_only_stages_that_there_are():

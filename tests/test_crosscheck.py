@@ -8,7 +8,7 @@ import torch
 from train import config
 from train.__main__ import main
 from train.interop.crosscheck import command, networks, parts, torch_networks, torch_side
-from train.interop.crosscheck.item import Item, compared, line
+from train.interop.crosscheck.item import Item, compare, line
 
 VIT = next(family for family in networks.FAMILIES if family.name == "ViT")
 
@@ -59,11 +59,11 @@ def test_the_penalty_and_its_delta_are_felt_in_the_twenty_losses():
     ("ours", "passed"), [([1.0, 2.0], True), ([1.0, 2.0 + 1e-6], False), ([1.0, np.nan], False), ([1.0], False)]
 )
 def test_an_item_passes_within_its_tolerance_only(ours, passed):
-    assert compared("x, float64", np.array(ours), np.array([1.0, 2.0]), 1e-9).passed is passed
+    assert compare("x, float64", np.array(ours), np.array([1.0, 2.0]), 1e-9).passed is passed
 
 
 def test_a_number_of_another_precision_does_not_pass_for_float64():
-    assert not compared("x, float64", np.ones(2, np.float32), np.ones(2), 1e-9).passed
+    assert not compare("x, float64", np.ones(2, np.float32), np.ones(2), 1e-9).passed
 
 
 def test_a_wrong_number_is_reported_and_ends_with_exit_status_one(monkeypatch, tmp_path, capsys):

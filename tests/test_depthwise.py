@@ -27,7 +27,7 @@ def test_depthwise_convolution_and_both_gradients_equal_torchs(x64, height, widt
 
 def test_the_form_for_other_backends_equals_torchs_too(x64):
     """The branch that no CPU takes, called by name."""
-    from vcreg_jax.models.depthwise import _grouped_convolution, _vjp_of_grouped_convolution
+    from vcreg_jax.models.depthwise import _convolve_in_groups, _vjp_of_grouped_convolution
 
     rng = np.random.default_rng(1)
     x, incoming = rng.normal(size=(2, 2, 6, 5, 3))
@@ -38,7 +38,7 @@ def test_the_form_for_other_backends_equals_torchs_too(x64):
     expected.backward(torch.tensor(incoming.transpose(0, 3, 1, 2)))
     arguments = jnp.asarray(x), jnp.asarray(kernel)
     np.testing.assert_allclose(
-        _grouped_convolution(*arguments), expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-12, atol=1e-12
+        _convolve_in_groups(*arguments), expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-12, atol=1e-12
     )
     gradients = _vjp_of_grouped_convolution(*arguments, jnp.asarray(incoming))
     np.testing.assert_allclose(gradients[0], torch_x.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-12, atol=1e-12)

@@ -102,7 +102,7 @@ def test_a_layer_that_collapses_is_named_with_the_reason():
         "block 3/effective_rank": 9.0, "block 3/mean_std": 0.5,
         "features/effective_rank": float("nan"), "features/mean_std": 1.0,
     }  # fmt: skip
-    assert diagnostics.collapsed(found) == {
+    assert diagnostics.find_collapsed(found) == {
         "block 1": "an effective rank of 1.40",
         "block 2": "a mean standard deviation of 1.0e-04",
         "features": "its features are not finite",

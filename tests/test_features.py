@@ -61,9 +61,9 @@ def test_every_row_comes_once_and_in_order_from_eight_devices(train, in_memory):
 
 def test_a_cache_is_written_once_and_read_from_the_file(train, tmp_path):
     data, calls = pipeline.load(train.data, "test", "digit"), []
-    first, labels = features.cached(tmp_path, network(1.0, calls), train, data)
+    first, labels = features.extract_cached(tmp_path, network(1.0, calls), train, data)
     counted = len(calls)
-    second, again = features.cached(tmp_path, network(1.0, calls), train, data)
+    second, again = features.extract_cached(tmp_path, network(1.0, calls), train, data)
     assert counted == len(calls) == -(-len(data) // BATCH)
     rows, digit = expected(1.0)
     for found, own in ((first, labels), (second, again)):
@@ -74,7 +74,7 @@ def test_a_cache_is_written_once_and_read_from_the_file(train, tmp_path):
 
 def test_other_weights_images_labels_and_preprocessing_have_caches_of_their_own(train, tmp_path):
     data = pipeline.load(train.data, "test", "digit")
-    features.cached(tmp_path, network(1.0), train, data)
+    features.extract_cached(tmp_path, network(1.0), train, data)
     brighter = replace(train, data=replace(train.data, mean=(0.5,)))
     cropped = replace(train.data, evaluation=replace(train.data.evaluation, resize=8, crop=8, interpolation="bicubic"))
     others = {
@@ -86,7 +86,7 @@ def test_other_weights_images_labels_and_preprocessing_have_caches_of_their_own(
         "model": (network(1.0), replace(train, model=replace(train.model, dtype="bfloat16")), data),
     }
     for count, (what, arguments) in enumerate(others.items(), start=2):
-        found, _ = features.cached(tmp_path, *arguments)
+        found, _ = features.extract_cached(tmp_path, *arguments)
         assert len(list(tmp_path.iterdir())) == count, what
         if what == "weights":
             np.testing.assert_array_equal(found, expected(3.0)[0])
@@ -102,24 +102,24 @@ def test_a_cache_that_was_interrupted_is_written_again_and_one_that_was_changed_
 
     calls = []
     with pytest.raises(KeyboardInterrupt):
-        features.cached(tmp_path, replace(network(1.0), predict=dies), train, data)
-    found, _ = features.cached(tmp_path, network(1.0), train, data)
+        features.extract_cached(tmp_path, replace(network(1.0), predict=dies), train, data)
+    found, _ = features.extract_cached(tmp_path, network(1.0), train, data)
     np.testing.assert_array_equal(found, expected(1.0)[0])
     (place,) = tmp_path.iterdir()
     index = json.loads((place / "index.json").read_text())
     (place / "index.json").write_text(json.dumps(index | {"weights": "of another network"}))
     with pytest.raises(ValueError, match="index.json is not what was written"):
-        features.cached(tmp_path, network(1.0), train, data)
+        features.extract_cached(tmp_path, network(1.0), train, data)
     (place / "index.json").write_text(json.dumps(index))
     (place / "features.bin").write_bytes((place / "features.bin").read_bytes()[:-4])
     with pytest.raises(ValueError, match="or is damaged"):
-        features.cached(tmp_path, network(1.0), train, data)
+        features.extract_cached(tmp_path, network(1.0), train, data)
 
 
 @pytest.mark.parametrize("name", ["features.bin", "labels.bin", "index.json"])
 def test_any_flipped_bit_of_a_cache_is_refused(train, tmp_path, name):
     data = pipeline.load(train.data, "test", "digit")
-    features.cached(tmp_path, network(1.0), train, data)
+    features.extract_cached(tmp_path, network(1.0), train, data)
     (file,) = tmp_path.glob(f"*/{name}")
     whole, rng = file.read_bytes(), np.random.default_rng(0)
     for bit in rng.choice(8 * len(whole), 50, replace=False):
@@ -127,9 +127,9 @@ def test_any_flipped_bit_of_a_cache_is_refused(train, tmp_path, name):
         damaged[bit // 8] ^= 1 << bit % 8
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match="Delete it, and"):
-            features.cached(tmp_path, network(1.0), train, data)
+            features.extract_cached(tmp_path, network(1.0), train, data)
     file.write_bytes(whole)
-    features.cached(tmp_path, network(1.0), train, data)
+    features.extract_cached(tmp_path, network(1.0), train, data)
 
 
 def test_writing_a_cache_takes_the_memory_of_some_batches(train, tmp_path):
@@ -138,7 +138,7 @@ def test_writing_a_cache_takes_the_memory_of_some_batches(train, tmp_path):
     trained = replace(network(1.0), predict=wide)
     data = pipeline.load(train.data, "test", "digit")
     tracemalloc.start()
-    found, _ = features.cached(tmp_path, trained, replace(train, batch_size=24), data)
+    found, _ = features.extract_cached(tmp_path, trained, replace(train, batch_size=24), data)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.nbytes == len(data) * width * 4

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import digits
-from train.augment import AugmentConfig, moved
+from train.augment import AugmentConfig, move
 from train.data import pipeline
 from train.experiments import grid
 from train.trainer.model import Architecture, create_state, structure
@@ -43,7 +43,7 @@ def trained(config, settings, devices=1, vmapped=None):
     plain = grid.without_regularizers(config, data)
     program = grid.make_program(config, plain, Sites(block=VCReg()), mesh, vmapped)
     values, images = grid.as_arrays(settings), grid.on_devices(data, mesh)
-    draws = grid.drawn(data, config.batch_size, settings, range(STEPS))
+    draws = grid.draw(data, config.batch_size, settings, range(STEPS))
     states, metrics = program.train(program.initial(values), values, draws, images)
     held_out = grid.evaluation_batches(pipeline.load(config.data, "validation"), 64)
     sums = program.evaluate(states, values, held_out)
@@ -105,19 +105,19 @@ def test_settings_that_differ_end_as_different_networks(together):
 def test_images_are_moved_on_the_device_as_on_the_host(tmp_path):
     config = recipe(tmp_path)
     data = pipeline.load(config.data, "train")
-    draws = grid.drawn(data, 16, SETTINGS[-2:], range(3, 5))
+    draws = grid.draw(data, 16, SETTINGS[-2:], range(3, 5))
     for setting, step in ((0, 0), (1, 1)):
         own = jax.tree.map(lambda leaf, k=setting, t=step: leaf[k, t], draws)
         batch = grid.batch_of(grid.on_devices(data, mesh_of(1)), own, data.image_shape)
         positions, moves = data.drawn(16, SETTINGS[-2:][setting].seed, 3 + step)
-        np.testing.assert_array_equal(batch["image"], moved(data.memory[0][positions], moves, 1))
+        np.testing.assert_array_equal(batch["image"], move(data.memory[0][positions], moves, 1))
         np.testing.assert_array_equal(batch["label"], data.labels()[positions])
 
 
 def test_every_epoch_of_every_seed_shows_each_image_once_in_an_order_of_its_own(tmp_path):
     data = pipeline.load(recipe(tmp_path).data, "train")
     steps = len(data) // 16 + 1
-    positions = np.asarray(grid.drawn(data, 16, SETTINGS, range(steps)).positions).reshape(4, -1)[:, : len(data)]
+    positions = np.asarray(grid.draw(data, 16, SETTINGS, range(steps)).positions).reshape(4, -1)[:, : len(data)]
     for own in positions:
         np.testing.assert_array_equal(np.sort(own), np.arange(len(data)))
     np.testing.assert_array_equal(positions[0], positions[2])  # of the same seed

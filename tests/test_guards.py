@@ -98,7 +98,7 @@ def test_spikes_are_those_of_the_rule_written_out():
     values[77:] += 40  # which is no spike for long
     config = GuardConfig(stop_after=5, spike_sigmas=4.0, spike_window=16)
     guard, taken = guards.initial(config), []
-    judged = jax.jit(partial(guards.judged, config))
+    judged = jax.jit(partial(guards.judge, config))
     for loss, norm in values:
         take, guard = judged(guard, jnp.asarray(loss), jnp.asarray(norm))
         taken.append(bool(take))
@@ -133,6 +133,6 @@ def test_the_guard_sends_nothing_between_devices():
         return jnp.asarray(True), guard
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(guards, "judged", never)
+        patched.setattr(guards, "judge", never)
         assert collectives(GuardConfig(stop_after=77)) == always > 0
     assert collectives(GuardConfig(spike_sigmas=6.0)) == always

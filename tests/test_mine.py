@@ -96,6 +96,6 @@ def test_too_few_pairs_are_refused():
 
 def test_values_never_seen_in_training_do_not_decide_the_bound():
     train, held_out = jnp.asarray([[1.0, 0.0], [3.0, 0.0]] * 5), jnp.asarray([[2.5, 700.0], [1e9, 0.0]])
-    standard, other = mine._standardised(train, held_out)
+    standard, other = mine._standardize(train, held_out)
     np.testing.assert_allclose(standard, [[-1, 0], [1, 0]] * 5)
     np.testing.assert_allclose(other, [[0.5, 5], [5, 0]])

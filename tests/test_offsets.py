@@ -192,7 +192,7 @@ def test_standardized_features_are_scikit_learns_in_float64_and_constant_ones_ar
     h[:, 5] = 0.1
     mask = np.arange(4096) % 3 > 0
     rows = linear._Rows(jnp.asarray(h), jnp.zeros(4096, int), jnp.asarray(mask))
-    ours = linear._standardized(rows, by=rows).features
+    ours = linear._standardize(rows, by=rows).features
     expected = np.array(StandardScaler().fit(np.float64(h[mask])).transform(np.float64(h)))
     expected[:, 5] = 0.0
     np.testing.assert_allclose(ours, expected, atol=FLOAT32)

@@ -125,20 +125,20 @@ def test_what_fits_is_told_with_the_regularizers_share_and_what_is_sent(mesh):
     sent = {"all-gather": Collective(1, 500_000), "all-reduce": Collective(3, 2_000_000)}
     without = Compiled(2_000, 1e9, 2 * GIB, GIB, {}, 3.2)
     found = Compiled(2_070, 1.5e9, 5 * GIB // 2, 3 * GIB // 2, sent, 4.4)
-    assert preflight.described(plan_of(mesh, 512), found, without).splitlines() == [
+    assert preflight.describe(plan_of(mesh, 512), found, without).splitlines() == [
         "  fits: 2.50 GiB a chip, of which temporary 1.50",
         "  cycles: 2,070 (estimated, without communication), +3.5% by the regularizer; 1.500e+09 operations",
         "  collectives: 1 all-gather, 0.5 MB; 3 all-reduce, 2.0 MB",
         "  compiled in 4 s",
     ]
-    alone = preflight.described(plan_of(mesh, 512), without, without)
+    alone = preflight.describe(plan_of(mesh, 512), without, without)
     assert "by the regularizer" not in alone and "collectives: none" in alone
-    assert "by the regularizer" not in preflight.described(plan_of(mesh, 512), found, TooLarge(20.0 * GIB, 1.0))
+    assert "by the regularizer" not in preflight.describe(plan_of(mesh, 512), found, TooLarge(20.0 * GIB, 1.0))
 
 
 def test_what_does_not_fit_is_told_with_a_way_out(mesh):
     # 4 GiB more than the state may be 15.5: nine tenths of 64 times that, but less than now.
-    text = preflight.described(plan_of(mesh, 256), TooLarge(4.25 * GIB, 1.0), TooLarge(4.25 * GIB, 1.0))
+    text = preflight.describe(plan_of(mesh, 256), TooLarge(4.25 * GIB, 1.0), TooLarge(4.25 * GIB, 1.0))
     assert text == (
         "  DOES NOT FIT: needs 4.25 GiB a chip. Change: --train.batch-size 252 or --train.model.dtype bfloat16"
     )

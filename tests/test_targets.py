@@ -129,7 +129,7 @@ def test_selection_looks_at_no_test_image(config):
         return np.random.default_rng(0).normal(size=(len(data), 4)).astype(np.float32), data.labels()
 
     for target in targets.on(config.train.data, config.targets).values():
-        targets.validated(target, features_of)
+        targets.validate(target, features_of)
     assert sorted(set(seen)) == ["digits train", "digits validation"]
 
 

@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if show_traceback:
             raise
-        _fail(_said(error), status=1 if isinstance(error, ChildProcessError | FloatingPointError) else 2)
+        _fail(_message(error), status=1 if isinstance(error, ChildProcessError | FloatingPointError) else 2)
 
 
 def _dispatch(arguments: Sequence[str], command: str) -> None:
@@ -81,7 +81,7 @@ def _lines(commands: Mapping[str, type[Any]]) -> list[str]:
     return [f"  {name:<12}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in commands.items()]
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """The message; of its line breaks those before an indented line, which is an entry of a list."""
     return re.sub(r"[ \t]*\n(?!  \S)\s*", " ", str(error).strip())
 

@@ -76,10 +76,10 @@ def placement_of(module: Any) -> Placement | None:
 
 def put_placement(module: Any, placement: Placement) -> None:
     """Replaces what is attached to `module`, by a class that no other module shares."""
-    object.__setattr__(module, "__class__", _regularized(type(module).__bases__[0], placement))
+    object.__setattr__(module, "__class__", _regularize(type(module).__bases__[0], placement))
 
 
-def _regularized(cls: Any, placement: Placement) -> type:
+def _regularize(cls: Any, placement: Placement) -> type:
     @functools.wraps(cls.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - the method it becomes
         args = placement.on_input(cls.__name__, args, kwargs)
@@ -91,4 +91,4 @@ def _regularized(cls: Any, placement: Placement) -> type:
     return types.new_class(f"Regularized{cls.__name__}", (cls,), {"pytree": cls._pytree__is_pytree}, fill)
 
 
-_shared_class = functools.cache(_regularized)  # equal placements give one class, so equal models one compiled program
+_shared_class = functools.cache(_regularize)  # equal placements give one class, so equal models one compiled program

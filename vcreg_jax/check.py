@@ -111,7 +111,7 @@ def _put_probe(module: Any, site: _Site, reg: Regularizer, pair: Array, called: 
     def probe(reg: Regularizer) -> Regularizer:
         def apply(h: Array) -> Array:
             called.add(site)
-            return _probed(reg if isinstance(reg, Penalty) else jax.tree_util.Partial(reg), pair, h)
+            return _probe(reg if isinstance(reg, Penalty) else jax.tree_util.Partial(reg), pair, h)
 
         return apply
 
@@ -135,19 +135,19 @@ class _Probed(Placement):
 
 
 @jax.custom_vjp
-def _probed(reg: Any, pair: Array, h: Array) -> Array:
+def _probe(reg: Any, pair: Array, h: Array) -> Array:
     del reg, pair
     return h
 
 
-def _probed_backward(residuals: Any, incoming: Array) -> tuple[None, None, Array]:
+def _probe_backward(residuals: Any, incoming: Array) -> tuple[None, None, Array]:
     reg, pair, h = residuals
     own = jax.vjp(reg, h)[1](jnp.zeros_like(h))[0].astype(pair.dtype)
     noise = jax.random.normal(jax.random.key(0), h.shape)
     return None, None, (incoming + pair[0] * own + pair[1] * noise).astype(h.dtype)
 
 
-_probed.defvjp(lambda reg, pair, h: (h, (reg, pair, h)), _probed_backward)
+_probe.defvjp(lambda reg, pair, h: (h, (reg, pair, h)), _probe_backward)
 
 
 def _sum_of_first(output: Any) -> Array:

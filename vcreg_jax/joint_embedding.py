@@ -41,7 +41,7 @@ class NTXent:
 
     def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
         """The loss above."""
-        first, second = (_unit_rows(z) for z in _checked("NTXent", first, second))
+        first, second = (_unit_rows(z) for z in _check("NTXent", first, second))
         both, n = jnp.concatenate([first, second]), len(first)
         positive = jnp.tile((first * second).sum(axis=1), 2)[:, None]
         same_image = jnp.tile(jnp.eye(n, dtype=bool), (2, 2))
@@ -79,7 +79,7 @@ class VICReg:
 
     def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
         """The loss above."""
-        first, second = _checked("VICReg", first, second)
+        first, second = _check("VICReg", first, second)
         d = first.shape[1]
         hinges = pairs = jnp.zeros((), first.dtype)
         for view in (first, second):
@@ -114,13 +114,13 @@ class BarlowTwins:
 
     def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
         """The loss above."""
-        first, second = (_standardized(z, self.eps) for z in _checked("BarlowTwins", first, second))
+        first, second = (_standardize(z, self.eps) for z in _check("BarlowTwins", first, second))
         correlation = first.T @ second / len(first)
         own = ((jnp.diagonal(correlation) - 1.0) ** 2).sum()
         return self.scale * (own + self.redundancy * _off_diagonal_squares(correlation))
 
 
-def _checked(name: str, first: Array, second: Array) -> tuple[Array, Array]:
+def _check(name: str, first: Array, second: Array) -> tuple[Array, Array]:
     if first.shape != second.shape or first.ndim != 2 or len(first) < 2 or first.shape[1] < 1:
         raise ValueError(
             f"{name} needs the embeddings (n, d) of two views of the same n >= 2 images, got {first.shape} and "
@@ -134,7 +134,7 @@ def _unit_rows(z: Array) -> Array:
     return z / jnp.sqrt(jnp.maximum((z**2).sum(axis=1, keepdims=True), 1e-12))
 
 
-def _standardized(z: Array, eps: float) -> Array:
+def _standardize(z: Array, eps: float) -> Array:
     centred = less(z, mean_of(z))
     return centred / jnp.sqrt((centred**2).mean(axis=0, keepdims=True) + eps)
 

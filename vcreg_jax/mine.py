@@ -94,10 +94,10 @@ def estimate(
             "mine needs as many rows of x as of z, at least 10 in training and 2 held out, got "
             f"{len(x)} and {len(z)}, {len(held_out_x)} and {len(held_out_z)}."
         )
-    (x, held_out_x), (z, held_out_z) = _standardised(x, held_out_x), _standardised(z, held_out_z)
+    (x, held_out_x), (z, held_out_z) = _standardize(x, held_out_x), _standardize(z, held_out_z)
     fit = jax.vmap(functools.partial(_fit, settings), in_axes=(None, None, 0))
     critics = fit(x, z, jax.random.split(key, settings.critics))
-    bounds = [_read_out(settings, critic, held_out_x, held_out_z) for critic in _unstacked(critics)]
+    bounds = [_read_out(settings, critic, held_out_x, held_out_z) for critic in _unstack(critics)]
     values = jnp.asarray(bounds)
     spread = values.std(axis=0, ddof=1) if len(bounds) > 1 else jnp.full(3, jnp.nan)
     pairs = zip(values.mean(axis=0).tolist(), spread.tolist(), strict=True)
@@ -105,14 +105,14 @@ def estimate(
     return Estimate(*(number for pair in pairs for number in pair), log_batch_size=log_batch_size)
 
 
-def _standardised(train: Array, held_out: Array) -> tuple[Array, Array]:
+def _standardize(train: Array, held_out: Array) -> tuple[Array, Array]:
     mean = mean_of(train)
     std = jnp.sqrt((less(train, mean) ** 2).mean(axis=0, keepdims=True))
     scale = jnp.where(std > 0, std, 1)
     return jnp.clip(less(train, mean) / scale, -_FAR, _FAR), jnp.clip(less(held_out, mean) / scale, -_FAR, _FAR)
 
 
-def _unstacked(critics: Any) -> list[Any]:
+def _unstack(critics: Any) -> list[Any]:
     count = len(jax.tree.leaves(critics)[0])
     return [jax.tree.map(lambda leaf, i=i: leaf[i], critics) for i in range(count)]
 
@@ -208,11 +208,11 @@ def _initial(sizes: tuple[int, ...], key: Array) -> Params:
 
 def _sides(critic: Any, x: Array, z: Array) -> tuple[Array, Array]:
     """Rows [a(x), u(x), 1] and [b(z), 1, v(z)], whose products are the scores."""
-    (a, u), (b, v) = (_embedded(params, rows) for params, rows in zip(critic, (x, z), strict=True))
+    (a, u), (b, v) = (_embed(params, rows) for params, rows in zip(critic, (x, z), strict=True))
     return jnp.concatenate([a, u, jnp.ones_like(u)], axis=1), jnp.concatenate([b, jnp.ones_like(v), v], axis=1)
 
 
-def _embedded(params: Params, rows: Array) -> tuple[Array, Array]:
+def _embed(params: Params, rows: Array) -> tuple[Array, Array]:
     """a and u, or b and v, scaled so that scores start near 1 in size."""
     *hidden, last = zip(params["kernels"], params["biases"], strict=True)
     h = rows

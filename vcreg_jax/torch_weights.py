@@ -63,7 +63,7 @@ def load(
     unfilled = [key for key in keys.values() if key not in source]
     if unused or unfilled or misfits:
         raise ValueError(_complaint(model, source, unused, unfilled, misfits))
-    placed = {path: _placed(value, variables[path].get_value()) for path, value in values.items()}
+    placed = {path: _place(value, variables[path].get_value()) for path, value in values.items()}
     nnx.update(model, nnx.from_flat_state((path, variables[path].replace(value)) for path, value in placed.items()))
 
 
@@ -127,7 +127,7 @@ def _to_numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def _placed(value: np.ndarray, current: Any) -> jax.Array:
+def _place(value: np.ndarray, current: Any) -> jax.Array:
     """`value` with the dtype of `current` and, where that is spread over devices, its sharding."""
     value = value.astype(current.dtype)
     sharding = getattr(current, "sharding", None)

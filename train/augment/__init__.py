@@ -28,8 +28,8 @@ from train.augment.config import (
     check_mix,
 )
 from train.augment.geometry import erase_box
-from train.augment.mix import erased, mixed
-from train.augment.shift import Moves, drawn_moves, moved, shifted
+from train.augment.mix import erase, mix_pairs
+from train.augment.shift import Moves, draw_moves, move, shift
 from train.augment.transforms import eval_transform, train_transform
 
 __all__ = [
@@ -40,12 +40,12 @@ __all__ = [
     "MixConfig",
     "Moves",
     "check_mix",
-    "drawn_moves",
+    "draw_moves",
+    "erase",
     "erase_box",
-    "erased",
     "eval_transform",
-    "mixed",
-    "moved",
-    "shifted",
+    "mix_pairs",
+    "move",
+    "shift",
     "train_transform",
 ]

@@ -39,15 +39,15 @@ def grayscale(image: Image.Image) -> Image.Image:
     return image.convert("L").convert(image.mode)
 
 
-def blurred(image: Image.Image, rng: np.random.Generator, config: BlurConfig) -> Image.Image:
+def blur(image: Image.Image, rng: np.random.Generator, config: BlurConfig) -> Image.Image:
     """The image under a Gaussian of random width; see `BlurConfig.kernel_size` for which."""
     sigma = rng.uniform(*config.sigma)
     if config.kernel_size is None:
         return image.filter(ImageFilter.GaussianBlur(sigma))
-    return convolved(image, config.kernel_size, sigma)
+    return convolve(image, config.kernel_size, sigma)
 
 
-def convolved(image: Image.Image, kernel_size: int, sigma: float) -> Image.Image:
+def convolve(image: Image.Image, kernel_size: int, sigma: float) -> Image.Image:
     """The image under a Gaussian cut off at `kernel_size` pixels, mirrored at its edges.
 
     Torchvision's `gaussian_blur`, and the blur of SimCLR (https://github.com/google-research/simclr) with a kernel of

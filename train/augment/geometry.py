@@ -79,7 +79,7 @@ def erase_box(
     return np.zeros(4, np.int32)
 
 
-def resized(image: Image.Image, shorter_side: int, resampling: Image.Resampling) -> Image.Image:
+def resize(image: Image.Image, shorter_side: int, resampling: Image.Resampling) -> Image.Image:
     """The image with its shorter side at `shorter_side` pixels; the longer one is rounded down."""
     longer_side = int(shorter_side * max(image.size) / min(image.size))
     upright = image.width <= image.height

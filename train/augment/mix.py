@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from train.augment.config import MixConfig
 
 
-def erased(images: Array, boxes: Array) -> Array:
+def erase(images: Array, boxes: Array) -> Array:
     """Normalized `images` (b, h, w, c) with 0 inside each one's box: `boxes` (b, 4) as `erase_box` draws them.
 
     A batch travels as bytes, and none of them would be normalized to 0.
@@ -29,7 +29,7 @@ class Mix(NamedTuple):
     label: Array  # float32 (groups,), the mean of `pixels`
 
 
-def mixed(config: MixConfig, images: Array, targets: Array, key: Array) -> tuple[Array, Array]:
+def mix_pairs(config: MixConfig, images: Array, targets: Array, key: Array) -> tuple[Array, Array]:
     """Images (b, h, w, c) and label distributions (b, k), each mixed with the one before it in its group.
 
     Every group of `config.group_size` rows makes its own draws, so that groups which do not straddle devices are mixed

@@ -57,7 +57,7 @@ def trivial_augment_wide(
     operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
     level = int(rng.integers(bins)) if operation in _WIDE or operation in _ONE_WAY else 0
     size = magnitude_of(operation, level, bins, _WIDE, fewest_bits=2)
-    return applied(operation, image, _either_way(operation, size, rng), resampling)
+    return apply(operation, image, _either_way(operation, size, rng), resampling)
 
 
 def rand_augment(
@@ -73,7 +73,7 @@ def rand_augment(
     for _ in range(operations):
         operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
         size = magnitude_of(operation, level, bins, largest, fewest_bits=4)
-        image = applied(operation, image, _either_way(operation, size, rng), resampling)
+        image = apply(operation, image, _either_way(operation, size, rng), resampling)
     return image
 
 
@@ -86,11 +86,11 @@ def auto_augment(image: Image.Image, rng: np.random.Generator, resampling: Image
         if chance <= probability:
             size = magnitude_of(operation, level, 10, largest, fewest_bits=4)
             size = -size if operation in largest and sign == 0 else size
-            image = applied(operation, image, size, resampling)
+            image = apply(operation, image, size, resampling)
     return image
 
 
-def applied(operation: str, image: Image.Image, magnitude: float, resampling: Image.Resampling) -> Image.Image:
+def apply(operation: str, image: Image.Image, magnitude: float, resampling: Image.Resampling) -> Image.Image:
     """The image after one operation, with black where nothing of it comes to lie.
 
     Shears are slopes about the top left corner, translations whole pixels, rotations counter-clockwise degrees about

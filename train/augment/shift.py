@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-def shifted(image: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarray:
+def shift(image: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarray:
     """`image` (h, w, ...) moved by up to `most` pixels along each axis, uniformly; zeros move in.
 
     Torchvision's `RandomCrop((h, w), padding=most)`.
@@ -25,13 +25,13 @@ class Moves(NamedTuple):
     mirrored: np.ndarray  # bool (b,), then
 
 
-def drawn_moves(rng: np.random.Generator, count: int, max_shift: int, flip: float) -> Moves:
-    """Of `count` images, each moved as by `shifted` and mirrored with probability `flip`; all draws at once."""
+def draw_moves(rng: np.random.Generator, count: int, max_shift: int, flip: float) -> Moves:
+    """Of `count` images, each moved as by `shift` and mirrored with probability `flip`; all draws at once."""
     top, left = rng.integers(0, 2 * max_shift + 1, size=(2, count))
     return Moves(top, left, rng.random(count) < flip)
 
 
-def moved(images: np.ndarray, moves: Moves, max_shift: int) -> np.ndarray:
+def move(images: np.ndarray, moves: Moves, max_shift: int) -> np.ndarray:
     """Uint8 (b, h, w, c), each row moved; zeros move in."""
     _, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0)))

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from train.augment import color, geometry, policies
 from train.augment.config import AugmentConfig, EvalTransformConfig, check_augment, check_eval_transform
-from train.augment.shift import shifted
+from train.augment.shift import shift
 
 _POLICIES = {
     "ta_wide": policies.trivial_augment_wide,
@@ -55,18 +55,18 @@ def _train(
     if config.crop_size is not None:
         image = geometry.random_resized_crop(image, rng, config.crop_size, config.crop_scale, resampling)
     else:
-        image = _resized_and_cropped(evaluation, image)
+        image = _resize_and_crop(evaluation, image)
     if config.max_shift:
-        image = Image.fromarray(shifted(np.asarray(image), rng, config.max_shift))
-    if _chosen(rng, config.flip):
+        image = Image.fromarray(shift(np.asarray(image), rng, config.max_shift))
+    if _choose(rng, config.flip):
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if _chosen(rng, config.color_jitter.probability):
+    if _choose(rng, config.color_jitter.probability):
         image = color.color_jitter(image, rng, config.color_jitter)
-    if _chosen(rng, config.grayscale):
+    if _choose(rng, config.grayscale):
         image = color.grayscale(image)
-    if _chosen(rng, config.blur.probability):
-        image = color.blurred(image, rng, config.blur)
-    if _chosen(rng, config.solarize):
+    if _choose(rng, config.blur.probability):
+        image = color.blur(image, rng, config.blur)
+    if _choose(rng, config.solarize):
         image = ImageOps.solarize(image)
     if config.auto_augment is not None:
         image = _POLICIES[config.auto_augment](image, rng, resampling)
@@ -75,16 +75,16 @@ def _train(
 
 def _evaluate(config: EvalTransformConfig, image: Image.Image) -> np.ndarray:
     _check_mode(image)
-    return _pixels(_resized_and_cropped(config, image))
+    return _pixels(_resize_and_crop(config, image))
 
 
-def _resized_and_cropped(config: EvalTransformConfig, image: Image.Image) -> Image.Image:
+def _resize_and_crop(config: EvalTransformConfig, image: Image.Image) -> Image.Image:
     if config.resize is not None:
-        image = geometry.resized(image, config.resize, Image.Resampling[config.interpolation.upper()])
+        image = geometry.resize(image, config.resize, Image.Resampling[config.interpolation.upper()])
     return image if config.crop is None else geometry.center_crop(image, config.crop)
 
 
-def _chosen(rng: np.random.Generator, probability: float) -> bool:
+def _choose(rng: np.random.Generator, probability: float) -> bool:
     return probability > 0 and rng.random() < probability
 
 

@@ -58,8 +58,8 @@ def measure(settings: Settings, model: str) -> dict[str, Any]:
     batch = to_devices(host_batch, mesh)
     step = make_train_step(graphdef, optimizer, NORMALIZE, Classification(), mesh)
     null_rounds = max(20 * settings.rounds, 100)
-    null = timed_calls(null_step, null_state(state, mesh), batch, null_rounds)
-    real = timed_calls(step, state, batch, settings.rounds)
+    null = time_calls(null_step, null_state(state, mesh), batch, null_rounds)
+    real = time_calls(step, state, batch, settings.rounds)
     placing = []
     for _ in range(null_rounds):
         start = time.perf_counter()
@@ -90,7 +90,7 @@ def null_step(state: State, batch: dict[str, jax.Array], seed: int) -> tuple[Sta
     return jax.tree.map(lambda leaf: leaf + jnp.ones((), leaf.dtype), state), metrics
 
 
-def timed_calls(
+def time_calls(
     step: Callable[..., Any], state: State, batch: dict[str, jax.Array], calls: int
 ) -> tuple[list[float], list[float]]:
     """Seconds until each call returned, and of the calling thread's processor time; the work itself is not clocked."""

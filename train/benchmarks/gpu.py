@@ -109,7 +109,7 @@ def run(minutes: float, folder: Path, images: Path | None, only: Sequence[str], 
     try:
         for stage in asked:
             outcomes[stage.name] = "stopped"
-            outcomes[stage.name] = conducted(stage, folder, about, end)
+            outcomes[stage.name] = conduct(stage, folder, about, end)
             print(f"{stage.name}: {outcomes[stage.name]}; {end.left:.0f} s left", flush=True)
     finally:
         written = summary(asked, outcomes, folder, about)
@@ -117,10 +117,10 @@ def run(minutes: float, folder: Path, images: Path | None, only: Sequence[str], 
         print(f"\n{written}")
 
 
-def conducted(stage: Stage, folder: Path, about: Result, end: Deadline) -> str:
+def conduct(stage: Stage, folder: Path, about: Result, end: Deadline) -> str:
     """Runs one stage, unless there is nothing to do or no time; what became of it."""
     path = folder / f"{stage.name}.json"
-    if kept(path, about).get("complete"):
+    if read_kept(path, about).get("complete"):
         return "kept from an earlier call"
     if end.left < FEWEST_SECONDS:
         return f"not run: {end.left:.0f} s were left"
@@ -138,7 +138,7 @@ def conducted(stage: Stage, folder: Path, about: Result, end: Deadline) -> str:
         return f"stopped after {seconds}; {path.stem}.log shows where it was"
     if process.exitcode:
         return f"failed after {seconds}; {path.stem}.log shows why"
-    return f"{'done' if kept(path, about).get('complete') else 'not all of it was ready in time,'} {seconds}"
+    return f"{'done' if read_kept(path, about).get('complete') else 'not all of it was ready in time,'} {seconds}"
 
 
 def _alone(stage: Stage, path: Path, about: Result, end: Deadline) -> None:
@@ -149,7 +149,7 @@ def _alone(stage: Stage, path: Path, about: Result, end: Deadline) -> None:
     os.dup2(log, 2)
     status = 0
     try:
-        stage.measure(stage.settings, kept(path, about), partial(save, path, about), end)
+        stage.measure(stage.settings, read_kept(path, about), partial(save, path, about), end)
     except Exception:
         traceback.print_exc()
         status = 1
@@ -166,7 +166,7 @@ def _stop(process: Any) -> None:
     process.join()
 
 
-def kept(path: Path, about: Result) -> Result:
+def read_kept(path: Path, about: Result) -> Result:
     """What an earlier call wrote, if the same code has measured it on the same kind of device; else nothing."""
     found = json.loads(path.read_text()) if path.exists() else {}
     same = all(found.get(name) == about[name] for name in ("commit", "sources", "device_kind"))
@@ -185,7 +185,7 @@ def summary(asked: list[Stage], outcomes: dict[str, str], folder: Path, about: R
     lines = [f"# {about['hardware']}, commit {about['commit']}", ""]
     lines += [f"- {stage.name}: {outcomes.get(stage.name, 'not run: stopped before')}" for stage in asked]
     for stage in asked:
-        if found := kept(folder / f"{stage.name}.json", about):
+        if found := read_kept(folder / f"{stage.name}.json", about):
             lines += ["", f"## {stage.name}", "", stage.text(found)]
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,7 @@ LIBRARIES = ("PyTorch eager", "PyTorch compiled")  # as in `benchmark_torch`, wh
 
 def jax_table(settings: Settings, found: Result, save: Save, end: Deadline) -> None:
     """The columns of one network in JAX, written after each phase."""
-    measured = partial(step_jax.measured, settings, settings.models[0], settings.dtypes[0])
+    measured = partial(step_jax.measure_phases, settings, settings.models[0], settings.dtypes[0])
     _table(settings, found, save, lambda phases: measured(phases, end))
 
 
@@ -25,7 +25,7 @@ def torch_table(library: str, settings: Settings, found: Result, save: Save, end
     """The columns of one network in PyTorch, eager or compiled, written after each phase."""
     from train.benchmarks import step_torch
 
-    measured = partial(step_torch.measured, settings, settings.models[0], settings.dtypes[0], (library,))
+    measured = partial(step_torch.measure_phases, settings, settings.models[0], settings.dtypes[0], (library,))
     _table(settings, found, save, lambda phases: measured(phases, end))
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from train.augment import AugmentConfig
-from train.benchmarks.timing import in_own_process, interleaved, ratio
+from train.benchmarks.timing import in_own_process, interleave, ratio
 from train.config import AdamW, Cosine, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from train.data import pipeline
 from train.experiments import grid
@@ -84,7 +84,7 @@ def measure(
     losses: dict[str, Losses] = {way: [] for way in WAYS}
     ways = {SEPARATE: _separate_steps, TOGETHER: _step_together}
     calls = {way: steps_of(recipe, settings, losses[way]) for way, steps_of in ways.items()}
-    seconds = interleaved({way: _timed(call, cpu[way]) for way, call in calls.items()}, rounds)
+    seconds = interleave({way: _time(call, cpu[way]) for way, call in calls.items()}, rounds)
     whole, whole_cpu = {}, {}
     for way, runs in ((SEPARATE, [[own] for own in settings]), (TOGETHER, [settings])):
         start = time.perf_counter()
@@ -111,7 +111,7 @@ def _recipe(model: str, steps: int, batch_size: int, image_size: int) -> TrainCo
     return TrainConfig(data, ModelConfig(model), optimizer, steps, batch_size)
 
 
-def _timed(call: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
+def _time(call: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
     def timed() -> None:
         start = time.process_time()
         call()
@@ -156,7 +156,7 @@ def _step_together(recipe: TrainConfig, settings: Sequence[Setting], losses: Los
 
     def call() -> None:
         nonlocal states, taken
-        draws = grid.drawn(data, recipe.batch_size, settings, range(taken, taken + 1))
+        draws = grid.draw(data, recipe.batch_size, settings, range(taken, taken + 1))
         states, metrics = jax.block_until_ready(program.train(states, values, draws, images))
         losses.append(metrics["loss"][:, 0])
         taken += 1

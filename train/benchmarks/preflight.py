@@ -48,7 +48,7 @@ def run(
     found: dict[str, Compiled | TooLarge] = {}
     for name, sites in planned.arms.items():
         found[name] = compile_arm(planned, sites)
-        print(f"\n{name}\n{described(planned, found[name], found['identity'])}", flush=True)
+        print(f"\n{name}\n{describe(planned, found[name], found['identity'])}", flush=True)
         if json_path:
             write_json(planned, found, command, json_path)
     return all(isinstance(arm, Compiled) for arm in found.values())
@@ -117,7 +117,7 @@ def heading(plan: Plan) -> str:
     )
 
 
-def described(plan: Plan, found: Compiled | TooLarge, without: Compiled | TooLarge) -> str:
+def describe(plan: Plan, found: Compiled | TooLarge, without: Compiled | TooLarge) -> str:
     """What was found of one arm, as lines for a terminal; `without` is the same without a regularizer."""
     if isinstance(found, TooLarge):
         change = " or ".join(remedies(plan, found.needed_bytes))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.benchmarks.timing import interleaved, ratio
+from train.benchmarks.timing import interleave, ratio
 from vcreg_jax.probes import linear as probe
 
 EXAMPLES, FEATURES, CLASSES = 5000, 768, 100
@@ -96,7 +96,7 @@ def measure(rounds: int = 3, sizes: tuple[int, int, int] = (EXAMPLES, FEATURES, 
         return measured
 
     converged.clear()
-    seconds = interleaved({way: timed(way) for way in calls}, rounds)
+    seconds = interleave({way: timed(way) for way in calls}, rounds)
     values = {way: objectives(found[way]) for way in calls}
     lowest = np.min([tightest, *values.values()], axis=0)
     predicted = {way: [(unseen @ w + b[None]).argmax(axis=1) for w, b in found[way]] for way in calls}

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import vcreg_jax as vc
 from train.benchmarks import programs
 from train.benchmarks.programs import PHASES, REG, SEED, Settings
-from train.benchmarks.timing import Spread, in_own_process, interleaved
+from train.benchmarks.timing import Spread, in_own_process, interleave
 from train.run.provenance import commit
 
 COPIED = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}  # float32 numbers, far more than a cache holds
@@ -88,7 +88,7 @@ def measure(settings: Settings, model: str, dtype: str) -> dict[str, Any]:
         for column in ("identity", "barrier", "VCReg"):
             calls[column], _ = programs.program(settings, model, dtype, PHASES[0], column, mesh)
             calls[column]()
-        seconds = interleaved(calls, settings.rounds)
+        seconds = interleave(calls, settings.rounds)
     seconds |= {name: tuple(value / times for value in seconds[name]) for name in alone}
     speed = _speed(settings.platform, seconds)
     layers = [_layer(shape, count, dtype, speed, seconds[_name(shape)]) for shape, count in shapes.items()]
@@ -105,7 +105,7 @@ def measure(settings: Settings, model: str, dtype: str) -> dict[str, Any]:
 def device_speed(platform: str, dtype: str, rounds: int) -> Speed:
     """What JAX's first device does at its best."""
     times = IN_A_ROW[platform]
-    seconds = interleaved(_speed_calls(platform, dtype), rounds)
+    seconds = interleave(_speed_calls(platform, dtype), rounds)
     return _speed(platform, {name: tuple(value / times for value in values) for name, values in seconds.items()})
 
 

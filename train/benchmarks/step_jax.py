@@ -12,7 +12,7 @@ from typing import Any
 
 from train.benchmarks import programs as benchmark
 from train.benchmarks.programs import AGAIN, Settings
-from train.benchmarks.timing import LATE, NEVER, Deadline, Row, interleaved
+from train.benchmarks.timing import LATE, NEVER, Deadline, Row, interleave
 
 Job = tuple[str, str]  # phase and column
 FIRST_CALLS = 4  # at once: one of ConvNeXt-T's takes up to 12 GB
@@ -30,10 +30,10 @@ class Ready:
 
 def measure(settings: Settings, model: str, dtype: str, end: Deadline = NEVER) -> list[Row]:
     """All columns of one network in one precision, every phase interleaved on its own."""
-    return list(chain.from_iterable(measured(settings, model, dtype, settings.phases, end)))
+    return list(chain.from_iterable(measure_phases(settings, model, dtype, settings.phases, end)))
 
 
-def measured(
+def measure_phases(
     settings: Settings, model: str, dtype: str, phases: Sequence[str], end: Deadline = NEVER
 ) -> Iterator[list[Row]]:
     """The rows of one phase after the other, each as soon as it is timed.
@@ -42,7 +42,7 @@ def measured(
     themselves. With an `end` what takes too long is left out, and says so.
     """
     jobs = [(phase, column) for phase in phases for column in settings.columns]
-    programs, failed, busy = _prepared(settings, model, dtype, jobs, end.part(0.6), end.part(0.8))
+    programs, failed, busy = _prepare(settings, model, dtype, jobs, end.part(0.6), end.part(0.8))
     for index, phase in enumerate(phases):
         of_phase = {column: program for (own, column), program in programs.items() if own == phase}
         calls = {column: of_phase[column].call for column in settings.columns if column in of_phase}
@@ -51,7 +51,7 @@ def measured(
         disturbed = any(job.running() for job in busy)
         part = end.part(1 / (len(phases) - index))
         rows = []
-        for column, seconds in interleaved(calls, settings.rounds, part).items() if calls else ():
+        for column, seconds in interleave(calls, settings.rounds, part).items() if calls else ():
             own = of_phase[column]
             took = own.compile_seconds, own.first_call_seconds
             rows.append(Row("JAX", model, dtype, phase, column, seconds, own.memory, "", *took, disturbed))
@@ -59,7 +59,7 @@ def measured(
         yield rows + [Row("JAX", model, dtype, phase, column, not_run=why) for column, why in whys.items()]
 
 
-def _prepared(
+def _prepare(
     settings: Settings, model: str, dtype: str, jobs: Sequence[Job], begin_by: Deadline, end_by: Deadline
 ) -> tuple[dict[Job, Ready], dict[Job, str], list[Future]]:
     """The programs that are ready, why the others are not, and what is still at work.

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 import vcreg_jax as vc
 from train.benchmarks.programs import AGAIN, NORMALIZE, OPTIMIZER, PHASES, SEED, Settings, batch_norm, random_batch
-from train.benchmarks.timing import LATE, NEVER, Deadline, Row, interleaved
+from train.benchmarks.timing import LATE, NEVER, Deadline, Row, interleave
 from train.interop.crosscheck.torch_networks import tv
 
 LIBRARIES = ("PyTorch eager", "PyTorch compiled")
@@ -149,17 +149,17 @@ def loss_of(net: nn.Module, dtype: torch.dtype) -> Callable[[torch.Tensor, torch
 
 def measure(settings: Settings, model: str, dtype: str, end: Deadline = NEVER) -> list[Row]:
     """All columns of one network in one precision, eager and compiled interleaved, every phase on its own."""
-    return list(chain.from_iterable(measured(settings, model, dtype, LIBRARIES, settings.phases, end)))
+    return list(chain.from_iterable(measure_phases(settings, model, dtype, LIBRARIES, settings.phases, end)))
 
 
-def measured(
+def measure_phases(
     settings: Settings, model: str, dtype: str, libraries: Sequence[str], phases: Sequence[str], end: Deadline = NEVER
 ) -> Iterator[list[Row]]:
     """The rows of one phase after the other, each as soon as it is timed; what is not prepared in time says so."""
     torch.set_float32_matmul_precision("high")
     here_only = ("barrier", "VCReg, sampled")
     names = [(library, column) for library in libraries for column in settings.columns if column not in here_only]
-    programs, failed, took = _prepared(settings, model, dtype, names, end.part(0.8))
+    programs, failed, took = _prepare(settings, model, dtype, names, end.part(0.8))
     for index, phase in enumerate(phases):
         if phase == PHASES[1]:
             programs = {name: replace(program, optimizer=adamw(program.net)) for name, program in programs.items()}
@@ -170,13 +170,13 @@ def measured(
                 calls[library, AGAIN] = calls[library, "identity"]
         rows = []
         part = end.part(1 / (len(phases) - index))
-        for (library, column), seconds in interleaved(calls, settings.rounds, part).items() if calls else ():
+        for (library, column), seconds in interleave(calls, settings.rounds, part).items() if calls else ():
             same = library, "identity" if column == AGAIN else column
             rows.append(Row(library, model, dtype, phase, column, seconds, memory[same], "", *took[same]))
         yield rows + [Row(name[0], model, dtype, phase, name[1], not_run=why) for name, why in failed.items()]
 
 
-def _prepared(
+def _prepare(
     settings: Settings, model: str, dtype: str, names: Sequence[Name], by: Deadline
 ) -> tuple[dict[Name, "Program"], dict[Name, str], dict[Name, tuple[float, float]]]:
     """The programs, each called once; why the others are not there; the seconds that preparing and calling took.
@@ -191,7 +191,7 @@ def _prepared(
             continue
         start = time.perf_counter()
         try:
-            programs[name] = prepared(settings, NETWORKS[model], dtype, *name)
+            programs[name] = make_program(settings, NETWORKS[model], dtype, *name)
             middle = time.perf_counter()
             programs[name].run()
         except RuntimeError as error:  # no compiler, or it does not fit
@@ -247,7 +247,7 @@ class Program:
         return torch.cuda.max_memory_allocated() - before + sum(tensor.nbytes for tensor in kept)
 
 
-def prepared(settings: Settings, network: Network, dtype: str, library: str, column: str) -> Program:
+def make_program(settings: Settings, network: Network, dtype: str, library: str, column: str) -> Program:
     """A network in training mode on the device, its loss, compiled where that is asked for, and a batch."""
     torch.manual_seed(SEED)
     device, kind = torch.device("cuda" if settings.platform == "gpu" else "cpu"), getattr(torch, dtype)

@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train.augment import AugmentConfig, Moves
-from train.augment.shift import drawn_moves
+from train.augment.shift import draw_moves
 from train.benchmarks import programs as benchmark
 from train.benchmarks.programs import Settings
 from train.benchmarks.timing import Deadline
@@ -107,7 +107,7 @@ class InMemory:
         """Which images are the batch of a step, and how each is moved."""
         augment = self.config.augment
         positions = order.of_step(len(self.classes), batch_size, seed, step, batch_size, 1)
-        return positions, drawn_moves(np.random.default_rng([seed, step]), batch_size, augment.max_shift, augment.flip)
+        return positions, draw_moves(np.random.default_rng([seed, step]), batch_size, augment.max_shift, augment.flip)
 
 
 def splits_of(images: np.ndarray, fine: np.ndarray, coarse: np.ndarray) -> dict[str, InMemory]:
@@ -141,7 +141,7 @@ class Trainer:
         for epoch in range(epochs):
             start = time.perf_counter()
             steps = range(epoch * self.per_epoch, (epoch + 1) * self.per_epoch)
-            draws = grid.drawn(self.train_split, self.plan.batch_size, settings, steps)
+            draws = grid.draw(self.train_split, self.plan.batch_size, settings, steps)
             states, metrics = self.program.train(states, values, draws, self.images)
             losses.append(np.asarray(metrics["loss"]).mean(axis=1).tolist())  # waits
             seconds.append(time.perf_counter() - start)
@@ -159,7 +159,7 @@ class Trainer:
                 rows[name] = linear.Split(features, split.classes)
         num_classes = int(self.train_split.classes.max()) + 1
         found["effective_rank"] = float(effective_rank(jnp.asarray(rows["train"].features)))
-        return found | (_tested if final else _validated)(rows, num_classes)
+        return found | (_test if final else _validate)(rows, num_classes)
 
     def _predicted(self, weights: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits and features in float32; the last batch is filled up, so that one program serves all."""
@@ -174,14 +174,14 @@ class Trainer:
 HOW = {"l2": STRENGTHS, "standardize": True, "tolerance": 1e-3}
 
 
-def _validated(rows: dict[str, linear.Split], num_classes: int) -> Result:
+def _validate(rows: dict[str, linear.Split], num_classes: int) -> Result:
     """The score by which candidates are chosen: the mean of two probes, AdamW's being slow."""
     lbfgs = linear.select(rows["train"], rows["val"], num_classes, **HOW)
     found = {"L-BFGS": float(lbfgs.validation_accuracy.max()), "20-NN": _neighbours(rows, "val", num_classes)}
     return {"validation": found, "score": mean(found.values())}
 
 
-def _tested(rows: dict[str, linear.Split], num_classes: int) -> Result:
+def _test(rows: dict[str, linear.Split], num_classes: int) -> Result:
     lbfgs = linear.select_and_test(**rows, num_classes=num_classes, protocol="in small", **HOW)
     adamw = gradient_probe.select_and_test(ADAMW, **rows, num_classes=num_classes)
     found = {
@@ -199,7 +199,7 @@ def _neighbours(rows: dict[str, linear.Split], name: str, num_classes: int) -> f
 
 def measure(path: Path | None, _settings: Settings, _found: Result, save: Callable[..., None], end: Deadline) -> None:
     """Every program in turn, saved after each. No path: a trial."""
-    plan, splits = (TRIAL, _random_images()) if path is None else (FULL, splits_of(**_loaded(path)))
+    plan, splits = (TRIAL, _random_images()) if path is None else (FULL, splits_of(**_load(path)))
     trainers, seconds = _ready(splits, plan, end)
     runs: list[Result] = []
     result: Result = {"plan": str(plan), "images": str(path), "program_seconds": seconds, "runs": runs}
@@ -215,7 +215,7 @@ def measure(path: Path | None, _settings: Settings, _found: Result, save: Callab
     save(result | {"summary": summary(runs), "complete": not result["not_run"]})
 
 
-def _loaded(path: Path) -> dict[str, np.ndarray]:
+def _load(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
         found = {name: file[name] for name in file.files}
     shapes = {name: array.shape for name, array in found.items()}
@@ -228,11 +228,11 @@ def _loaded(path: Path) -> dict[str, np.ndarray]:
 def programs(plan: Plan, runs: Sequence[Result]) -> Iterator[tuple[str, bool, list[Setting]]]:
     """Each program's arm, whether it is tested, and its settings, as `runs` grows by those of the ones before."""
     yield NONE, False, [Setting(rate, 0.0, 0.0, TUNING_SEED, NONE) for rate in plan.rates]
-    rate = chosen(runs, NONE)[0]
+    rate = choose(runs, NONE)[0]
     for arm, own in plan.arms.items():
         yield arm, False, [Setting(rate, *point, TUNING_SEED, arm) for point in own.points]
     for arm in (NONE, *plan.arms):
-        yield arm, True, [Setting(*chosen(runs, arm), seed, arm) for seed in range(len(plan.rates))]
+        yield arm, True, [Setting(*choose(runs, arm), seed, arm) for seed in range(len(plan.rates))]
 
 
 def _ready(splits: dict[str, InMemory], plan: Plan, end: Deadline) -> tuple[dict[str, Trainer], float]:
@@ -277,7 +277,7 @@ def _runs(trainer: Trainer, settings: Sequence[Setting], final: bool) -> list[Re
     return found
 
 
-def chosen(runs: Sequence[Result], arm: str) -> tuple[float, float, float]:
+def choose(runs: Sequence[Result], arm: str) -> tuple[float, float, float]:
     """The arm's candidate with the best score, which is of validation images; the first of equals."""
     best = max((run for run in runs if run["arm"] == arm and not run["final"]), key=lambda run: run["score"])
     return best["learning_rate"], best["alpha"], best["beta"]

@@ -85,12 +85,12 @@ def describe(settings: Settings, facts: dict[str, str], rows: Sequence[Row], com
         **facts,
         "versions": {name: metadata.version(name) for name in installed},
         **measured,
-        "columns": {name: _written(regularizer) for name, regularizer in settings.columns.items()},
+        "columns": {name: _write(regularizer) for name, regularizer in settings.columns.items()},
         "rows": summary(rows, settings.batch_size),
     }
 
 
-def _written(regularizer: Any) -> str:
+def _write(regularizer: Any) -> str:
     return repr(regularizer) if is_dataclass(regularizer) else regularizer.__name__
 
 

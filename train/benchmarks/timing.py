@@ -73,7 +73,7 @@ class Spread:
         return cls(float(median), float(low), float(high), len(values))
 
 
-def interleaved(
+def interleave(
     calls: Mapping[Name, Callable[[], None]], rounds: int, end: Deadline = NEVER
 ) -> dict[Name, tuple[float, ...]]:
     """Seconds of every call in every round, after `WARM_UP` calls of each; past `end` no round begins but the first.

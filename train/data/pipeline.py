@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from PIL import Image
 
-from train.augment import AugmentConfig, Moves, drawn_moves, erase_box, eval_transform, moved, train_transform
+from train.augment import AugmentConfig, Moves, draw_moves, erase_box, eval_transform, move, train_transform
 from train.config import DataConfig
 from train.data import order
 from train.data.images import BadImageError, read
@@ -214,14 +214,14 @@ class Split:
         images, labels = self.memory
         for step in itertools.count(start_step):
             positions, moves = self.drawn(batch_size, seed, step, group_size)
-            changed = moved(images[positions], moves, self.config.augment.max_shift)
+            changed = move(images[positions], moves, self.config.augment.max_shift)
             yield {"image": changed[rows], "label": labels[positions[rows]]}
 
     def drawn(self, batch_size: int, seed: int, step: int, group_size: int | None = None) -> tuple[np.ndarray, Moves]:
         """Which of the images in memory are the batch of a step, and how each is moved."""
         count, augment = len(self.memory[0]), self.config.augment
         positions = order.of_step(count, batch_size, seed, step, group_size or batch_size, self.config.repeats)
-        return positions, drawn_moves(np.random.default_rng([seed, step]), batch_size, augment.max_shift, augment.flip)
+        return positions, draw_moves(np.random.default_rng([seed, step]), batch_size, augment.max_shift, augment.flip)
 
 
 class _Rows(grain.MapDataset):

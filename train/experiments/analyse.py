@@ -134,7 +134,7 @@ def analyse(checkpoint: Checkpoint, data: DataConfig, settings: vc.mine.Settings
         weights = weights_to_use(state)
         layers_of = functools.partial(_layers(graphdef, Normalize(data.mean, data.std), remember), *weights)
         look = functools.partial(_batches, layers_of, config.batch_size, run.mesh)
-        return _measured(checkpoint, step, splits, look, own_classes, settings)
+        return _measure(checkpoint, step, splits, look, own_classes, settings)
 
 
 def _layers(graphdef: nnx.GraphDef, normalize: Normalize, remember: Remember) -> Any:
@@ -161,7 +161,7 @@ def _batches(layers_of: Any, batch_size: int, mesh: Mesh, split: pipeline.Split)
 
 @functools.partial(jax.jit, static_argnums=2)
 def _first_pass(outputs: list[Array], labels: Array, num_classes: int) -> Any:
-    means = [metrics.class_means(_pooled(h), labels, num_classes) for h in outputs]
+    means = [metrics.class_means(_pool(h), labels, num_classes) for h in outputs]
     return means, [metrics.moments(h, labels >= 0) for h in outputs]
 
 
@@ -172,19 +172,19 @@ def _second_pass(
     """Spread around the split's own means, and rows whose nearest training mean is the predicted or right class."""
     found = []
     for h, own_means, train_means in zip(outputs, own, train, strict=True):
-        nearest, counted = metrics.nearest_class(_pooled(h), train_means), labels >= 0
+        nearest, counted = metrics.nearest_class(_pool(h), train_means), labels >= 0
         hits = {"agreement": nearest == logits.argmax(axis=-1), "accuracy": nearest == labels, "count": counted}
         sums = {name: jnp.sum(hit & counted, dtype=jnp.float32) for name, hit in hits.items()}
-        found.append((metrics.class_spread(_pooled(h), labels, own_means.means), sums))
+        found.append((metrics.class_spread(_pool(h), labels, own_means.means), sums))
     return found
 
 
-def _pooled(h: Array) -> Array:
+def _pool(h: Array) -> Array:
     """The mean over positions."""
     return h.mean(axis=tuple(range(1, h.ndim - 1)), dtype=jnp.promote_types(h.dtype, jnp.float32))
 
 
-def _merged(parts: Iterator[Any], is_leaf: Any) -> Any:
+def _merge(parts: Iterator[Any], is_leaf: Any) -> Any:
     """Sums over batches in float64: `merge` for what has it, else plain sums."""
     total = None
     for part in parts:
@@ -198,12 +198,12 @@ def _mergeable(node: Any) -> bool:
     return hasattr(node, "merge")
 
 
-def _measured(
+def _measure(
     checkpoint: Checkpoint, step: int, splits: Any, look: Any, own_classes: bool, settings: vc.mine.Settings
 ) -> Analysis:
     classes = splits["train"].num_classes
     first = {
-        name: _merged((_first_pass(outputs, y, classes) for _, outputs, _, y in look(split)), _mergeable)
+        name: _merge((_first_pass(outputs, y, classes) for _, outputs, _, y in look(split)), _mergeable)
         for name, split in splits.items()
     }
     means = {name: found[0] for name, found in first.items()}
@@ -212,7 +212,7 @@ def _measured(
         kept: list[Any] = []
         passes = _keeping(look(split), kept, PAIRS[name])
         on_device = jax.tree.map(jnp.float32, (means[name], means["train"]))
-        second[name] = _merged((_second_pass(h, logits, y, *on_device) for logits, h, _, y in passes), _mergeable)
+        second[name] = _merge((_second_pass(h, logits, y, *on_device) for logits, h, _, y in passes), _mergeable)
         pairs[name] = [jnp.asarray(np.concatenate(part)[: PAIRS[name]]) for part in zip(*kept, strict=True)]
     names = [*(f"block {i + 1}" for i in range(len(means["train"]) - 1)), "features"]
     layers = [

@@ -20,7 +20,7 @@ from train.run.folder import ARRAYS, ARRAYS_HASH, file_hash, provenance, write_j
 from train.run.watchdog import Watchdog
 from train.trainer import loop
 from train.trainer.evaluation import Trained, evaluate
-from train.trainer.features import cached
+from train.trainer.features import extract_cached
 from vcreg_jax import Sites
 
 
@@ -36,8 +36,8 @@ def run(config: Experiment, command: str) -> Path:
     """
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
-    with hosts.claimed(folder, config, lambda: _checked(config)):
-        chosen = {arm: _chosen(config, arm, folder / arm) for arm in config.arms}
+    with hosts.claim_on_all(folder, config, lambda: _check(config)):
+        chosen = {arm: _choose(config, arm, folder / arm) for arm in config.arms}
         for arm, seed, directory in hosts.unfinished(folder, config.arms, config.seeds):
             _train_and_test(config, arm, chosen[arm], seed, directory)
     seconds = time.perf_counter() - started
@@ -60,7 +60,7 @@ def recipe(train: TrainConfig, candidate: Candidate) -> TrainConfig:
     return replace(train, optimizer=replace(train.optimizer, rule=rule, schedule=schedule))
 
 
-def _checked(config: Experiment) -> dict[str, Any]:
+def _check(config: Experiment) -> dict[str, Any]:
     """What all hosts must have alike; ValueError for a config that cannot run."""
     if not config.seeds or not config.arms:
         raise ValueError(f"An experiment needs a seed and an arm, got {config.seeds} and {list(config.arms)}.")
@@ -78,7 +78,7 @@ def _checked(config: Experiment) -> dict[str, Any]:
     return hosts.description(config, splits)
 
 
-def _chosen(config: Experiment, arm: str, folder: Path) -> Candidate:
+def _choose(config: Experiment, arm: str, folder: Path) -> Candidate:
     """The candidate whose probes are best on validation images, the mean over targets; the first one of equals."""
     candidates = arms(config)[arm]
     if len(candidates) == 1:
@@ -87,7 +87,7 @@ def _chosen(config: Experiment, arm: str, folder: Path) -> Candidate:
     for index, candidate in enumerate(candidates):
         path = folder / f"tuning{index}" / "result.json"
         if not hosts.first_says(path.exists()):
-            write_json(path, _validated(config, arm, candidate, path.parent))
+            write_json(path, _validate(config, arm, candidate, path.parent))
             hosts.first_says(True)  # that it is written
         found = json_files.read(path)["targets"]
         scores.append(float(np.mean([found[name]["validation_accuracy"] for name in config.targets])))
@@ -96,20 +96,20 @@ def _chosen(config: Experiment, arm: str, folder: Path) -> Candidate:
     return candidates[best]
 
 
-def _validated(config: Experiment, arm: str, candidate: Candidate, directory: Path) -> dict[str, Any]:
-    assert config.tuning_seed is not None  # `_checked` has seen to it
-    trained, features_of = _trained(config, arm, candidate, config.tuning_seed, directory)
+def _validate(config: Experiment, arm: str, candidate: Candidate, directory: Path) -> dict[str, Any]:
+    assert config.tuning_seed is not None  # `_check` has seen to it
+    trained, features_of = _train(config, arm, candidate, config.tuning_seed, directory)
     on = targets.on(config.train.data, config.targets)
-    found = {name: targets.validated(target, features_of) for name, target in on.items()}
+    found = {name: targets.validate(target, features_of) for name, target in on.items()}
     return {"validation_accuracy": trained.validation_accuracy, "targets": found}
 
 
 def _train_and_test(config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path) -> None:
-    trained, features_of = _trained(config, arm, candidate, seed, directory)
+    trained, features_of = _train(config, arm, candidate, seed, directory)
     result: dict[str, Any] = {"accuracy": _accuracy(config, trained), "targets": {}}
     arrays: Arrays = {}
     for name, target in targets.on(config.train.data, config.targets).items():
-        found, of_target = targets.tested(target, features_of)
+        found, of_target = targets.test(target, features_of)
         result["targets"][name] = found
         arrays |= {f"{name}/{what}": values for what, values in of_target.items()}
         print(f"{arm}, seed {seed}, {name}: {found['accuracy']:.2%}; {found['protocol']}")
@@ -135,14 +135,14 @@ def _accuracy(config: Experiment, trained: Trained) -> float:
         return evaluate(trained.predict, data, config.train.batch_size, trained.mesh, beat)["accuracy"]
 
 
-def _trained(
+def _train(
     config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path
 ) -> tuple[Trained, FeaturesOf]:
     """The network, and its features of any split."""
     train = recipe(config.train, candidate)
     title = f"{arm}, {directory.name.replace('seed', 'seed ').replace('tuning', 'candidate ')}"
     trained = loop.train(train, candidate.sites, seed, directory, title)
-    return trained, functools.partial(cached, directory / "features", trained, train)
+    return trained, functools.partial(extract_cached, directory / "features", trained, train)
 
 
 def _description(config: Experiment, command: str, seconds: float) -> dict[str, Any]:

@@ -71,12 +71,12 @@ def select(config: GradientProbeConfig, train: Split, val: Split, num_classes: i
     rates = np.asarray(config.learning_rates, float)
     if rates.size == 0 or not (np.isfinite(rates) & (rates > 0)).all() or config.epochs < 1 or config.batch_size < 1:
         raise ValueError(f"A probe needs learning rates above 0, epochs and a batch size, got {config}.")
-    on, by = _checked("train", train, num_classes), _checked("val", val, num_classes)
+    on, by = _check("train", train, num_classes), _check("val", val, num_classes)
     mean, std = np.zeros(on.features.shape[1], np.float32), np.ones(on.features.shape[1], np.float32)
     if config.standardize:
         mean, std = _moments(on.features, config.batch_size)
     steps_per_epoch = math.ceil(len(on.labels) / config.batch_size)
-    batches = ((_scaled(x, mean, std), y) for x, y in _shuffled(config, on))
+    batches = ((_scale(x, mean, std), y) for x, y in _shuffle(config, on))
     heads = fit(batches, optimizer(config, steps_per_epoch), config.epochs * steps_per_epoch, rates, num_classes)
     if not _finite(heads).any():
         raise ValueError(f"Training diverged at every learning rate of {config.learning_rates}. Try smaller ones.")
@@ -88,7 +88,7 @@ def select_and_test(
     config: GradientProbeConfig, train: Split, val: Split, test: Split, num_classes: int
 ) -> GradientProbeResult:
     """Test accuracy at the learning rate that is best on validation; nothing is fitted again. Raises as `select`."""
-    rows = _checked("test", test, num_classes)
+    rows = _check("test", test, num_classes)
     found = select(config, train, val, num_classes)
     tested = _accuracy(config, found.heads, rows, found.mean, found.std, num_classes)[found.best]
     rates = config.learning_rates
@@ -192,7 +192,7 @@ def _accuracy(config: GradientProbeConfig, heads: Heads, split: _Rows, mean: Any
     for at in range(0, len(split.labels), config.batch_size):
         rows = slice(at, at + config.batch_size)
         labels = split.labels[rows]
-        predicted = np.asarray(_predict(heads, jnp.asarray(_scaled(split.features[rows], mean, std))))
+        predicted = np.asarray(_predict(heads, jnp.asarray(_scale(split.features[rows], mean, std))))
         np.add.at(hits, labels, predicted == labels[:, None])
         np.add.at(counts, labels, 1)
     seen = counts > 0
@@ -206,7 +206,7 @@ def _finite(heads: Heads) -> np.ndarray:
     return np.logical_and(weights.all(axis=(0, 2)), bias.all(axis=1))
 
 
-def _shuffled(config: GradientProbeConfig, split: _Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _shuffle(config: GradientProbeConfig, split: _Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Every epoch in an order of its own; what its last batch lacks are the first rows of the same order."""
     size = config.batch_size
     for epoch in range(config.epochs):
@@ -224,13 +224,13 @@ def _moments(features: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(mean, np.float32), np.where(variance > 0, np.sqrt(variance), 1).astype(np.float32)
 
 
-def _scaled(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def _scale(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     if not np.isfinite(features).all():
         raise ValueError("features must be finite, got NaN or infinity. Check the checkpoint they come from.")
     return (features - mean[None]) / std[None]
 
 
-def _checked(name: str, split: Split, num_classes: int) -> _Rows:
+def _check(name: str, split: Split, num_classes: int) -> _Rows:
     features, labels = np.asarray(split.features), np.asarray(split.labels)  # maps of files stay what they are
     if features.ndim != 2 or len(labels) == 0 or labels.shape != features.shape[:1]:
         raise ValueError(f"{name}: features must be (n, d) and labels (n,), got {features.shape} and {labels.shape}.")

@@ -122,7 +122,7 @@ def make_program(config: TrainConfig, plain: Architecture, sites: Sites, mesh: M
     rule = make_optimizer(replace(config.optimizer, schedule=schedule), config.steps, structure(plain)[1])
 
     def network(setting: Any) -> nnx.Module:
-        return replace(plain, sites=weighted(sites, setting["alpha"], setting["beta"])).create(setting["seed"])
+        return replace(plain, sites=with_weights(sites, setting["alpha"], setting["beta"])).create(setting["seed"])
 
     def optimizer(setting: Any) -> optax.GradientTransformation:
         return optax.chain(rule, optax.scale(setting["learning_rate"]))  # all our rules are linear in it
@@ -178,7 +178,7 @@ def without_regularizers(config: TrainConfig, data: "Split") -> Architecture:
     return Architecture(config.model, data.num_classes, data.image_shape, Sites())
 
 
-def weighted(sites: Sites, alpha: Any, beta: Any) -> Sites:
+def with_weights(sites: Sites, alpha: Any, beta: Any) -> Sites:
     """`sites` with these weights in place of each VCReg's own."""
     regularizers = {place.name: getattr(sites, place.name) for place in fields(sites)}
     changed = {
@@ -203,7 +203,7 @@ def as_arrays(settings: Sequence[Setting]) -> dict[str, np.ndarray]:
     return {name: np.array([getattr(own, name) for own in settings], kind) for name, kind in kinds.items()}
 
 
-def drawn(data: "Split", batch_size: int, settings: Sequence[Setting], steps: range) -> Draws:
+def draw(data: "Split", batch_size: int, settings: Sequence[Setting], steps: range) -> Draws:
     """What `train.trainer.loop` would draw for these steps, settings of the same seed alike."""
     of_seed = {}
     for seed in {own.seed for own in settings}:

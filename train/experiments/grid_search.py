@@ -45,7 +45,7 @@ def run(config: Grid, command: str) -> Path:
     """
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
-    with hosts.claimed(folder, config, lambda: checked(config)):
+    with hosts.claim_on_all(folder, config, lambda: check(config)):
         searched = _results(config, config.search, with_seeds(points(config), config.search_seeds), folder / SEARCH)
         best = [choose(searched, arm) for arm in (BASELINE, *config.arms)]
         _results(config, config.train, with_seeds(best, config.seeds), folder / FINAL)
@@ -86,7 +86,7 @@ def choose(results: Sequence[Result], arm: str) -> Setting:
     return Setting(*max(means, key=lambda point: means[point]), seed=0, arm=arm)
 
 
-def checked(config: Grid) -> dict[str, Any]:
+def check(config: Grid) -> dict[str, Any]:
     """What a run must have alike; ValueError for a config that cannot run."""
     if jax.process_count() > 1:
         raise ValueError(f"A grid runs on one host, whose devices share the settings, got {jax.process_count()} hosts.")
@@ -101,11 +101,14 @@ def checked(config: Grid) -> dict[str, Any]:
             raise ValueError(f"A grid of strengths needs a VCReg among the sites of {arm!r}, got {own.sites}.")
     splits = [split for name, target in _targets(config).items() for split in targets.check(name, target)]
     for train in (config.search, config.train):
-        splits += [_checked(config, train), *(pipeline.load(train.data, split) for split in ("validation", "test"))]
+        splits += [
+            _check_training(config, train),
+            *(pipeline.load(train.data, split) for split in ("validation", "test")),
+        ]
     return hosts.description(config, splits)
 
 
-def _checked(config: Grid, train: TrainConfig) -> pipeline.Split:
+def _check_training(config: Grid, train: TrainConfig) -> pipeline.Split:
     if train.steps % config.steps_per_call:
         raise ValueError(f"steps_per_call must divide the {train.steps} steps, got {config.steps_per_call}.")
     if not train.data.in_memory or train.joint_embedding is not None:
@@ -132,8 +135,8 @@ def _results(config: Grid, train: TrainConfig, settings: Sequence[Setting], fold
             # Full to the last one, so that all have the shapes for which the first one was compiled.
             full = own + [own[-1]] * (size - len(own))
             path.parent.mkdir(parents=True, exist_ok=True)
-            states = _trained(config, train, sites, full, path.parent)
-            results = _evaluated(config, train, sites, full, states, folder.name, len(own))
+            states = _train(config, train, sites, full, path.parent)
+            results = _evaluate(config, train, sites, full, states, folder.name, len(own))
             last = _last_losses(path.parent / LOSSES, train.steps)
             write_json(path, [one | {"training_loss": loss} for one, loss in zip(results, last, strict=False)])
         here = json_files.read(path)
@@ -165,7 +168,7 @@ def _programs(config: Grid, train: TrainConfig, settings: Sequence[Setting]) -> 
     return programs
 
 
-def _trained(config: Grid, train: TrainConfig, sites: Sites, settings: Sequence[Setting], directory: Path) -> State:
+def _train(config: Grid, train: TrainConfig, sites: Sites, settings: Sequence[Setting], directory: Path) -> State:
     """The settings' states after the last step."""
     data, mesh = pipeline.load(train.data, "train"), meshes.make_mesh(train.mesh)
     program, values = _program(config, train, sites, data), grid.as_arrays(settings)
@@ -185,7 +188,7 @@ def _trained(config: Grid, train: TrainConfig, sites: Sites, settings: Sequence[
                 print(warning)
         for step in range(start, train.steps, config.steps_per_call):
             after = step + config.steps_per_call
-            draws = grid.drawn(data, train.batch_size, settings, range(step, after))
+            draws = grid.draw(data, train.batch_size, settings, range(step, after))
             states, metrics = program.train(states, values, draws, images)
             losses = jax.device_get(metrics["loss"]).mean(axis=1).tolist()
             json_files.append(directory / LOSSES, {"step": after, "losses": losses})
@@ -196,7 +199,7 @@ def _trained(config: Grid, train: TrainConfig, sites: Sites, settings: Sequence[
     return states
 
 
-def _evaluated(
+def _evaluate(
     config: Grid, train: TrainConfig, sites: Sites, settings: Sequence[Setting], states: State, part: str, count: int
 ) -> list[Result]:
     """Of the search on validation images, of the final runs on test images: what the networks of the first `count`
@@ -217,7 +220,7 @@ def _evaluated(
         weights = jax.tree.map(lambda leaf, k=index: leaf[k], networks)
         with jax.set_mesh(mesh):
             features_of = _features(functools.partial(predict, *weights), train.batch_size, mesh)
-            found = {name: _probed(part, target, features_of) for name, target in _targets(config).items()}
+            found = {name: _probe(part, target, features_of) for name, target in _targets(config).items()}
         scores = [of["validation_accuracy"] for of in found.values()]
         own |= {"skipped": int(skipped[index]), "targets": found}
         own["score"] = statistics.mean(scores) if scores else own["accuracy"]
@@ -230,8 +233,8 @@ def _targets(config: Grid) -> dict[str, Target]:
     return targets.on(config.train.data, config.targets)
 
 
-def _probed(part: str, target: Target, features_of: FeaturesOf) -> dict[str, Any]:
-    return targets.validated(target, features_of) if part == SEARCH else targets.tested(target, features_of)[0]
+def _probe(part: str, target: Target, features_of: FeaturesOf) -> dict[str, Any]:
+    return targets.validate(target, features_of) if part == SEARCH else targets.test(target, features_of)[0]
 
 
 def _features(predict: Any, batch_size: int, mesh: Any) -> FeaturesOf:

@@ -51,7 +51,7 @@ def check(name: str, target: Target) -> list[pipeline.Split]:
     return list(loaded.values())
 
 
-def validated(target: Target, features_of: FeaturesOf) -> dict[str, Any]:
+def validate(target: Target, features_of: FeaturesOf) -> dict[str, Any]:
     """What the probe finds on validation images; test images are not looked at."""
     train, val = _splits(target, features_of, NAMES[:2])
     if isinstance(target.probe, GradientProbeConfig):
@@ -63,7 +63,7 @@ def validated(target: Target, features_of: FeaturesOf) -> dict[str, Any]:
     return {"validation_accuracy": float(selection.validation_accuracy.max()), "l2": selection.l2}
 
 
-def tested(target: Target, features_of: FeaturesOf) -> tuple[dict[str, Any], Arrays]:
+def test(target: Target, features_of: FeaturesOf) -> tuple[dict[str, Any], Arrays]:
     """What the probe that is best on validation images finds on test images, with the protocol's name.
 
     The arrays are for pictures: the first test images in the plane of the features' two widest directions (`points`,

@@ -63,7 +63,7 @@ def _sum(part: jax.Array, index: tuple[slice, ...], shape: tuple[int, ...]) -> i
     for axis in reversed(range(whole)):
         along = np.arange(starts[axis], starts[axis] + host.shape[axis], dtype=np.uint64) * np.uint64(strides[axis])
         rows = (along[:, None] + rows).reshape(-1)
-    return sum(_mixed(*block) for block in _blocks(bits.reshape(-1, run), rows)) if host.size else 0
+    return sum(_mix(*block) for block in _blocks(bits.reshape(-1, run), rows)) if host.size else 0
 
 
 def _blocks(bits: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -76,7 +76,7 @@ def _blocks(bits: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np
             yield block, rows[row : row + at_once, None] + columns
 
 
-def _mixed(bits: np.ndarray, positions: np.ndarray) -> int:
+def _mix(bits: np.ndarray, positions: np.ndarray) -> int:
     z = positions
     z += np.uint64(1)
     z *= _GAMMA

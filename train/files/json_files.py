@@ -21,7 +21,7 @@ def text_hash(value: Any) -> str:
 def write(path: Path, value: Any) -> None:
     """Writes an object or a list of objects, whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(_sealed(value), indent=2) + "\n")
+    partial.write_text(json.dumps(_seal(value), indent=2) + "\n")
     partial.replace(path)
 
 
@@ -93,9 +93,9 @@ def last_hash(lines: Sequence[dict[str, Any]]) -> str:
 _MEND = "Move the file away to go on without what it says."
 
 
-def _sealed(value: Any) -> Any:
+def _seal(value: Any) -> Any:
     if isinstance(value, list):
-        return [_sealed(each) for each in value]
+        return [_seal(each) for each in value]
     plain = json.loads(json.dumps(value))  # tuples become lists, keys text: the hash is of what will be read
     return plain | {KEY: text_hash(plain)}
 

@@ -83,7 +83,7 @@ def load_checkpoint(directory: Path) -> tuple[str, Any]:
     _check_finite(directory, tensors)
     if "model" not in said:
         raise ValueError(f"{directory} is not in the folder of a run, whose config.json says which model it is.")
-    return said["model"], _filled(said["model"], tensors)
+    return said["model"], _fill(said["model"], tensors)
 
 
 def _check_finite(source: Path, tensors: Mapping[str, Any]) -> None:
@@ -124,12 +124,12 @@ def _through_file(
 
 def _through_checkpoint(name: str, tensors: dict[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """The same for parameters and statistics by their paths in our model."""
-    model = _filled(name, tensors)
+    model = _fill(name, tensors)
     of_timm = getattr(model, "timm_conv_mlp", False) or "_patch" in name
     return model, torch_weights.export(model, "timm" if of_timm else None)
 
 
-def _filled(name: str, tensors: dict[str, Any]) -> Any:
+def _fill(name: str, tensors: dict[str, Any]) -> Any:
     headless = not any(path.startswith("head/") for path in tensors)
     model = _abstract(name, {path: value.shape for path, value in tensors.items()}, headless)
     variables = dict(nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))))
@@ -173,7 +173,7 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _read_torch(source: Path) -> dict[str, Any]:
-    torch = _imported("torch")
+    torch = _import("torch")
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as packed:
@@ -209,7 +209,7 @@ def _check_dense(source: Path, tensors: Iterable[Any], torch: Any) -> None:
 
 
 def _read_safetensors(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    safetensors = _imported("safetensors")
+    safetensors = _import("safetensors")
     framework = "pt" if importlib.util.find_spec("torch") else "np"  # NumPy has no bfloat16
     try:
         with safetensors.safe_open(source, framework=framework) as file:
@@ -242,7 +242,7 @@ def _read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _write(target: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> None:
     partial = target.with_name(f"{target.name}.partial")
-    library = _imported("safetensors.numpy" if target.suffix == ".safetensors" else "torch")
+    library = _import("safetensors.numpy" if target.suffix == ".safetensors" else "torch")
     try:
         if target.suffix == ".safetensors":
             library.save_file(tensors, partial, about)
@@ -254,7 +254,7 @@ def _write(target: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) 
     partial.replace(target)
 
 
-def _imported(name: str) -> Any:
+def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:

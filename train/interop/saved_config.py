@@ -23,20 +23,20 @@ def load(folder: Path) -> config.Experiment:
     saved = json_files.read(path)
     if saved.get("class") in _WITHOUT_NETWORKS:
         raise ValueError(f"{path} is of a {saved['class']}. Of an Experiment alone each network is kept.")
-    found = _revived(saved, path)
+    found = _revive(saved, path)
     if not isinstance(found, config.Experiment):
         raise ValueError(f"{path} is of a {type(found).__name__}. Of an Experiment alone each network is kept.")
     return found
 
 
-def _revived(value: Any, path: Path) -> Any:
+def _revive(value: Any, path: Path) -> Any:
     if isinstance(value, list):
-        return tuple(_revived(item, path) for item in value)
+        return tuple(_revive(item, path) for item in value)
     if value == "identity":
         return vc.identity
     if not isinstance(value, dict):
         return value
-    fields = {key: _revived(item, path) for key, item in value.items()}
+    fields = {key: _revive(item, path) for key, item in value.items()}
     if "class" not in fields:
         return fields
     name = str(fields.pop("class"))

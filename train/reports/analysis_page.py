@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 import vcreg_jax as vc
 from train.experiments.analyse import Analysis, analyse, checkpoints
 from train.reports import figures, page, summary
-from train.reports.axis_labels import ink_on, log_axis, names_above, thinned
+from train.reports.axis_labels import ink_on, log_axis, names_above, thin_out
 from train.reports.summary import Sample
 from train.run.folder import provenance, write_json
 
@@ -45,7 +45,7 @@ def run(
         data = checkpoint.train.data
         data = replace(data, name=data_name or data.name, label=label or data.label)
         analyses.append(analyse(checkpoint, data, settings))
-        print(f"{checkpoint.run}, {checkpoint.arm}, seed {checkpoint.seed}: {_said(analyses[-1])}", flush=True)
+        print(f"{checkpoint.run}, {checkpoint.arm}, seed {checkpoint.seed}: {_in_short(analyses[-1])}", flush=True)
     folder = output or runs[0]
     folder.mkdir(parents=True, exist_ok=True)
     how = {"data": data.name, "label": data.label, "critic": dataclasses.asdict(settings)}
@@ -57,7 +57,7 @@ def run(
     return folder
 
 
-def _said(one: Analysis) -> str:
+def _in_short(one: Analysis) -> str:
     return f"CDNV {one.layers[-1].cdnv['train']:.3f}, MI {one.information['mine']:.2f} nats"
 
 
@@ -164,7 +164,7 @@ def through_depth(arms: Arms, title: str, of: Callable[[Any], float], log: bool 
         axes.fill_between(places, values.min(0), values.max(0), color=figures.colour(i), alpha=0.18, linewidth=0)
         axes.plot(places, values.mean(0), color=figures.colour(i), linewidth=2.2)
     names = [layer.name.removeprefix("block ") for layer in next(iter(arms.values()))[0].layers]
-    shown = thinned(names)
+    shown = thin_out(names)
     axes.set_xticks(shown, [names[i] for i in shown])
     names_above(axes, title, [(arm, figures.bold(i)) for i, arm in enumerate(arms)])
     axes.set_xlabel("block")

@@ -42,7 +42,7 @@ def names_above(axes: Axes, title: str, names: Sequence[tuple[str, dict[str, Any
     axes.set_title(title, pad=10 + 15 * len(names))
 
 
-def thinned(names: Sequence[str], most: int = 8) -> list[int]:
+def thin_out(names: Sequence[str], most: int = 8) -> list[int]:
     """The places of at most about `most` names that are written; the last always, and none close before it."""
     step = math.ceil(len(names) / most)
     last = len(names) - 1

@@ -51,13 +51,13 @@ def run(config: TwoMoons, command: str) -> FilePath:
     with claim(folder, config):
         for network, widths in config.networks.items():
             for name, method in config.methods.items():
-                found = _trained(config, method.widths or widths, method, folder / "trained")
+                found = _train(config, method.widths or widths, method, folder / "trained")
                 rows.append({"network": network, "method": name, **_numbers(config, method, found)})
                 panels[network, name] = found.values.mean(axis=0)
                 print(line(rows[-1]), flush=True)
     about = provenance(config, command, time.perf_counter() - started)
     write_json(folder / "figure1.json", {"rows": rows, **about})
-    (folder / "figure1.svg").write_text(drawn(picture(config, panels)), encoding="utf-8")
+    (folder / "figure1.svg").write_text(draw(picture(config, panels)), encoding="utf-8")
     (folder / "report.html").write_text(_page(rows, picture(config, panels), about), encoding="utf-8")
     return folder
 
@@ -75,7 +75,7 @@ def _numbers(config: TwoMoons, method: Method, found: Found) -> dict[str, list[f
     return {name: list(map(float, values)) for name, values in numbers.items()}
 
 
-def _trained(config: TwoMoons, widths: tuple[int, ...], method: Method, folder: FilePath) -> Found:
+def _train(config: TwoMoons, widths: tuple[int, ...], method: Method, folder: FilePath) -> Found:
     """What `train` gives, kept in a file that is named by the hash of all that it depends on."""
     names = ("seeds", "steps", "samples", "noise", "margin")
     decides = {"method": method, "widths": widths, **{name: getattr(config, name) for name in names}}
@@ -173,14 +173,14 @@ def _panel(axes: Axes, values: NDArray, x: NDArray, sign: NDArray, title: str) -
 
 
 @figures.styled
-def drawn(figure: Figure) -> str:
+def draw(figure: Figure) -> str:
     """The figure as an SVG of its own with coordinates to a tenth of a point: small enough to be committed."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    return _shortened(re.sub(r"[ \t]+\n", "\n", buffer.getvalue()))
+    return _shorten(re.sub(r"[ \t]+\n", "\n", buffer.getvalue()))
 
 
-def _shortened(svg: str) -> str:
+def _shorten(svg: str) -> str:
     return re.sub(r' d="[^"]*"', lambda found: _short(found[0]), svg)
 
 
@@ -197,7 +197,7 @@ def _page(rows: Sequence[Mapping[str, Any]], drawing: Figure, about: Mapping[str
     caption = f"Grounds: the sign of the output, averaged over {seeds} seeds. Points: the first seed's."
     alt = "Decision boundaries on two moons, a panel for every network and method."
     main = f"""<h1>Two moons that one axis alone separates</h1>
-{_shortened(figures.picture("moons", [drawing], alt, caption))}
+{_shorten(figures.picture("moons", [drawing], alt, caption))}
 {page.table(header, body)}
 <p class="soft">{html.escape(LEGEND)}</p>
 {page.footer(about["command"], facts, about["config"])}"""

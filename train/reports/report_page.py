@@ -26,7 +26,11 @@ def _page(report: Report) -> str:
     head = "".join(f'<th style="color:var(--{colour})">{escape(x)}</th>' for colour, x in columns)
     layers = layers_section.section(report.folder, report.arms, about["seeds"][0])
     stopped = "; ".join(report.results.unconverged)
-    notes = [_told(report), f"The probe stopped before it converged: {stopped}." if stopped else "", *about["notes"]]
+    notes = [
+        _what_was_trained(report),
+        f"The probe stopped before it converged: {stopped}." if stopped else "",
+        *about["notes"],
+    ]
     facts = {"hardware": about["hardware"], "wall time": f"{about['wall_seconds']:.0f} s", "commit": about["commit"]}
     main = f"""<header><div><p class="soft">{escape(about["title"])}</p><h1>{escape(headline(report))}</h1>
 {"".join(f"<p>{escape(note)}</p>" for note in notes if note)}</div>
@@ -39,7 +43,7 @@ def _page(report: Report) -> str:
     return page.page(about["title"], main)
 
 
-def _told(report: Report) -> str:
+def _what_was_trained(report: Report) -> str:
     """What was trained and what was probed, in a sentence."""
     trained, targets = report.about["label"], report.about["targets"]
     if not targets:
@@ -72,7 +76,7 @@ def _strip(report: Report, column: str) -> str:
     return figures.picture(
         "strip" if first else f"strip-{report.results.columns.index(column)}",
         [figures.strip(shares, what)],
-        f"{what[0].upper()}{what[1:]} of every seed: {_said(shares, '.2%')}.",
+        f"{what[0].upper()}{what[1:]} of every seed: {_listing(shares, '.2%')}.",
         "Every point is a seed; a thin line joins a seed's runs, which share a split. Bars are means.",
     )
 
@@ -98,7 +102,7 @@ def _of_features(report: Report, name: str) -> list[str]:
         figures.picture(
             "spectrum",
             [figures.spectra({arm: [own["singular_values"] for own in runs] for arm, runs in of.items()}, ranks)],
-            f"Singular values. Effective rank: {_said({arm: [x] for arm, x in ranks.items()}, '.1f')}.",
+            f"Singular values. Effective rank: {_listing({arm: [x] for arm, x in ranks.items()}, '.1f')}.",
             "Spectrum of the training features. Line: mean over seeds; band: lowest to highest. Dot: effective "
             "rank, the number of directions of a flat spectrum with the same entropy.",
         ),
@@ -113,7 +117,7 @@ def _of_features(report: Report, name: str) -> list[str]:
             figures.picture(
                 "strength",
                 [figures.strengths(sweeps, chosen)],
-                f"Validation accuracy of the probe against its strength. Chosen: {_said(chosen, '.2g')}.",
+                f"Validation accuracy of the probe against its strength. Chosen: {_listing(chosen, '.2g')}.",
                 f"Line and band: as in the spectrum. Dots: each seed's choice. Cut {figures.SHOWN} points below the "
                 "best.",
             )
@@ -121,5 +125,5 @@ def _of_features(report: Report, name: str) -> list[str]:
     return shown
 
 
-def _said(values: Mapping[str, Sequence[float]], form: str) -> str:
+def _listing(values: Mapping[str, Sequence[float]], form: str) -> str:
     return "; ".join(f"{arm} " + ", ".join(format(x, form) for x in own) for arm, own in values.items())

@@ -32,7 +32,7 @@ class CheckpointCorruptError(OSError):
     """What was read is not what was saved."""
 
 
-def described(arrays: Mapping[str, jax.Array], validation: Mapping[str, float], run: Mapping[str, Any]) -> dict:
+def describe(arrays: Mapping[str, jax.Array], validation: Mapping[str, float], run: Mapping[str, Any]) -> dict:
     """What stands beside the arrays; `run` is whatever JSON can hold. All hosts must call it together."""
     hashes = content_hashes(arrays)
     about = {

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from train.config import CheckpointConfig
-from train.run.checkpoint_format import CheckpointCorruptError, by_path, described, first_line, read_about, read_state
+from train.run.checkpoint_format import CheckpointCorruptError, by_path, describe, first_line, read_about, read_state
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Checkpoints:
         failures = self._settled()
         if step not in self._manager.all_steps():
             arrays = by_path(state)
-            about = described(arrays, validation, self._run)
+            about = describe(arrays, validation, self._run)
             items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
             self._kept.accuracies[step] = validation.get("accuracy")
             self._pending = step

@@ -55,14 +55,14 @@ def claim(folder: Path, config: Any, data: Mapping[str, str] | None = None) -> I
         yield  # the first host speaks for all
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _lock(folder):
         _check_config(folder, as_json(config))
         _check_data(folder / "data.json", data or {})
         yield
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     """The system lets go of the lock when its holder ends, however that happens."""
     with (folder / "lock").open("a+") as file:
         try:
@@ -86,7 +86,7 @@ def _check_config(folder: Path, described: Any) -> None:
         return write_json(path, described)
     changes = differences(json_files.read(path), described)
     changes = {field: change for field, change in changes.items() if not is_free(field)}
-    weights = {field for field in changes if is_weight(field) and not _finished(folder, field[1])}
+    weights = {field for field in changes if is_weight(field) and not _is_finished(folder, field[1])}
     if refused := [change for field, change in changes.items() if field not in weights]:
         raise ValueError(
             f"{folder} holds a run of another config ({'; '.join(refused)}). Give another --name, or delete the folder."
@@ -108,7 +108,7 @@ def _check_data(path: Path, data: Mapping[str, str]) -> None:
         write_json(path, saved | dict(data))
 
 
-def _finished(folder: Path, arm: str) -> bool:
+def _is_finished(folder: Path, arm: str) -> bool:
     return any((folder / arm).glob("seed*/result.json"))
 
 

@@ -106,7 +106,7 @@ def check_same(describe: Callable[[], Any]) -> Any:
         return describe()
     found = _attempt(describe) if is_first() else {}
     multihost_utils.sync_global_devices("the first host writes what the others find")
-    first, *others = everyones = _gathered(found or _attempt(describe))
+    first, *others = everyones = _gather(found or _attempt(describe))
     if failed := [f"host {host}: {each['error']}" for host, each in enumerate(everyones) if "error" in each]:
         raise ValueError(" ".join(failed))
     for host, other in enumerate(others, start=1):
@@ -119,7 +119,7 @@ def check_same(describe: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, config: Any, checked: Callable[[], Any]) -> Iterator[None]:
+def claim_on_all(folder: Path, config: Any, checked: Callable[[], Any]) -> Iterator[None]:
     """Keeps the folder to this run, once `checked` has found the config in order and the same on all hosts; raises as
     `check_same`."""
     found = check_same(checked)
@@ -152,7 +152,7 @@ def _attempt(describe: Callable[[], Any]) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def _gathered(value: Any) -> list[Any]:
+def _gather(value: Any) -> list[Any]:
     """Every host's value, which JSON can hold."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(text.size))

@@ -35,10 +35,10 @@ class Diagnostics:
         """Writes one line of the split "layers"; on the terminal a line for each layer with a warning, once."""
         found = {name: float(value) for name, value in jax.device_get(self._make()(state, batch, seed)).items()}
         log.layers(step, found)
-        warnings = [f"{layer} collapses: {why}" for layer, why in collapsed(found).items()]
+        warnings = [f"{layer} collapses: {why}" for layer, why in find_collapsed(found).items()]
         warnings += [
             f"{layer}: the regularizer's gradient is {ratio:.0f} times the task's: if accuracy suffers, weaken it"
-            for layer, ratio in overpowered(found).items()
+            for layer, ratio in find_overpowered(found).items()
         ]
         for warning in warnings:
             if (key := warning.split(":")[0]) not in self._warned:
@@ -46,7 +46,7 @@ class Diagnostics:
                 log.warn(step, [warning])
 
 
-def collapsed(found: dict[str, float]) -> dict[str, str]:
+def find_collapsed(found: dict[str, float]) -> dict[str, str]:
     """The layers whose features have (almost) one direction or no spread left, with the reason."""
     reasons = {}
     for layer in dict.fromkeys(name.split("/")[0] for name in found):
@@ -60,7 +60,7 @@ def collapsed(found: dict[str, float]) -> dict[str, str]:
     return reasons
 
 
-def overpowered(found: dict[str, float]) -> dict[str, float]:
+def find_overpowered(found: dict[str, float]) -> dict[str, float]:
     """The layers whose regularizer's gradient exceeds the task's tenfold, with how many times."""
     suffix = "/gradient_ratio"
     ratios = {name.removesuffix(suffix): value for name, value in found.items() if name.endswith(suffix)}

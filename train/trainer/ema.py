@@ -19,7 +19,7 @@ def adjusted_decay(base_decay: float, batch_size: int, every_steps: int, epochs:
     return 1.0 - min(1.0, (1.0 - base_decay) * batch_size * every_steps / epochs)
 
 
-def updated(config: EMAConfig, average: Weights, weights: Weights, step: Array, take: Array | bool = True) -> Weights:
+def update(config: EMAConfig, average: Weights, weights: Weights, step: Array, take: Array | bool = True) -> Weights:
     """The average after training step `step` (from 0), which made `weights`.
 
     It changes at every `every_steps`-th step of an epoch, the first one included: to

@@ -46,7 +46,7 @@ def extract(
     return np.concatenate(features), np.concatenate(labels)
 
 
-def cached(folder: Path, trained: Trained, train: TrainConfig, data: Split) -> tuple[np.ndarray, np.ndarray]:
+def extract_cached(folder: Path, trained: Trained, train: TrainConfig, data: Split) -> tuple[np.ndarray, np.ndarray]:
     """As `extract`, as read-only maps of files under `folder`, computed where they are not there yet.
 
     The files lie in a folder named by a hash of all that they depend on: the network and every one of its weights, its
@@ -56,7 +56,7 @@ def cached(folder: Path, trained: Trained, train: TrainConfig, data: Split) -> t
     Raises:
       ValueError: for files that are not those which were written there, saying which to delete.
     """
-    described = _described(trained, train, data)
+    described = _describe(trained, train, data)
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
     place = folder / key
     if not (place / "index.json").exists():
@@ -64,7 +64,7 @@ def cached(folder: Path, trained: Trained, train: TrainConfig, data: Split) -> t
             watchdog.compiled()
             beat = functools.partial(watchdog.beat, "a batch of features")
             _write(place, stream(trained.predict, data, train.batch_size, trained.mesh, beat), described)
-    return _opened(place, described)
+    return _open(place, described)
 
 
 def _write(place: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]], described: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ def _write(place: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]], descri
     multihost_utils.sync_global_devices(place.name)
 
 
-def _opened(place: Path, described: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def _open(place: Path, described: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     try:
         index = json_files.read(place / "index.json")
         rows, width = index.pop("shape")
@@ -103,7 +103,7 @@ def _opened(place: Path, described: dict[str, Any]) -> tuple[np.ndarray, np.ndar
     return features, np.memmap(place / _FILES[1], np.int32, "r", shape=(rows,))
 
 
-def _described(trained: Trained, train: TrainConfig, data: Split) -> dict[str, Any]:
+def _describe(trained: Trained, train: TrainConfig, data: Split) -> dict[str, Any]:
     """All that decides the features, as what JSON can hold."""
     config, selection = data.config, data.selection
     return {

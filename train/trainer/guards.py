@@ -19,7 +19,7 @@ def initial(config: GuardConfig) -> Guard:
     return guard | {"recent": jnp.zeros((2, config.spike_window), jnp.float32), "seen": jnp.zeros((), jnp.int32)}
 
 
-def judged(config: GuardConfig, guard: Guard, loss: Array, gradient_norm: Array) -> tuple[Array, Guard]:
+def judge(config: GuardConfig, guard: Guard, loss: Array, gradient_norm: Array) -> tuple[Array, Guard]:
     """Whether to take the update, bool (), and the record after it.
 
     Not taken are updates of which the loss or a gradient is not finite; from the `stop_after`-th of these in a row on

@@ -101,7 +101,7 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
                     boundary()
                     last, validation = step == config.steps, {}
                     if last or step % config.eval_every == 0:
-                        validation = evaluated(predict_with, state, run, config, boundary)
+                        validation = evaluate_network(predict_with, state, run, config, boundary)
                         log.validation(step, validation)
                     if last or (step % config.save_every == 0 and step > start):
                         log.warn(step, checkpoints.save(step, state, validation, wait=last))
@@ -129,7 +129,7 @@ def _boundary(watchdog: Watchdog, preemption: Preemption) -> None:
     preemption.check()
 
 
-def evaluated(
+def evaluate_network(
     predict_with: Any, state: State, run: Prepared, config: TrainConfig, boundary: Callable[[], None]
 ) -> dict[str, float]:
     """What there is to say of the network on validation images; without labels to train on, what its features say."""

@@ -28,7 +28,7 @@ def stop(loss_fn: Loss, state: State, batch: Batch, seed: int, first_step: int, 
 
     `batch` is that of `first_step`, since which the parameters have not changed.
     """
-    found = _explained(loss_fn, state | {"step": jnp.asarray(first_step, jnp.int32)}, batch, seed)
+    found = _explain(loss_fn, state | {"step": jnp.asarray(first_step, jnp.int32)}, batch, seed)
     culprit = first_bad(found)
     if jax.process_index() == 0:
         write_json(folder / FILE, {"step": first_step, "seed": seed, "first": culprit, **found})
@@ -49,7 +49,7 @@ def first_bad(found: Mapping[str, Any]) -> str:
     return "the norm of all gradients overflows, although each is finite"
 
 
-def _explained(loss_fn: Loss, state: State, batch: Batch, seed: int) -> dict[str, Any]:
+def _explain(loss_fn: Loss, state: State, batch: Batch, seed: int) -> dict[str, Any]:
     """What the layers made of the batch, in their order, and what came back to their parameters."""
     names: list[str] = []
 

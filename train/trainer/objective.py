@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 import vcreg_jax as vc
-from train.augment import MixConfig, erased, mixed
+from train.augment import MixConfig, erase, mix_pairs
 from train.config import JointEmbedding, TrainConfig
 
 Batch = dict[str, Array]
@@ -45,10 +45,10 @@ class Classification:
         dropout_key, mix_key = jax.random.split(key)
         images = normalize(batch["image"])
         if "erase_box" in batch:
-            images = erased(images, batch["erase_box"])
+            images = erase(images, batch["erase_box"])
         labels = targets = batch["label"]
         if self.mix.mixup_alpha or self.mix.cutmix_alpha:
-            images, targets = mixed(self.mix, images, jax.nn.one_hot(labels, model.head.out_features), mix_key)
+            images, targets = mix_pairs(self.mix, images, jax.nn.one_hot(labels, model.head.out_features), mix_key)
             labels = targets.argmax(axis=-1)
         logits, _ = model(images, train=True, rngs=nnx.Rngs(dropout=dropout_key))
         loss = vc.losses.cross_entropy(logits, targets, self.label_smoothing).mean()

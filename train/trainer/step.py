@@ -96,14 +96,14 @@ def make_update(
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (metrics, batch_stats)), gradients = grad_fn(state["params"], state, batch, seed)
         gradient_norm = optax.tree.norm(gradients)
-        take, guard = guards.judged(guard_config, state["guard"], loss, gradient_norm)
+        take, guard = guards.judge(guard_config, state["guard"], loss, gradient_norm)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
         weights = {"params": optax.apply_updates(state["params"], updates), "batch_stats": batch_stats}
         taken = {**weights, "opt_state": opt_state}
         after = jax.tree.map(lambda new, old: jnp.where(take, new, old), taken, {name: state[name] for name in taken})
         after |= {"step": state["step"] + 1, "guard": guard}
         if ema_config is not None:
-            after["ema"] = ema.updated(ema_config, state["ema"], weights, state["step"], take)
+            after["ema"] = ema.update(ema_config, state["ema"], weights, state["step"], take)
         # Not the updates' norm: to sum it the compiler writes all updates out, 3 % of a ViT-B/32's step on a TPU v5e.
         return after, metrics | {"loss": loss, "gradient_norm": gradient_norm, "skipped": guard["skipped"]}
 

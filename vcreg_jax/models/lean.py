@@ -28,7 +28,7 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def _gelu_backward(x, incoming):
-    wide = _recomputed(x).astype(statistics_dtype(x))
+    wide = _recompute(x).astype(statistics_dtype(x))
     density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
     slope = 0.5 * lax.erfc(-wide * math.sqrt(0.5)) + wide * density
     return ((incoming.astype(wide.dtype) * slope).astype(x.dtype),)
@@ -48,7 +48,7 @@ class LayerNorm(nnx.LayerNorm):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _layer_norm(x, scale, bias, eps):
-    normalized, _ = _normalized(x, eps)
+    normalized, _ = _normalize(x, eps)
     return normalized * _like(scale, x) + _like(bias, x)
 
 
@@ -58,7 +58,7 @@ def _layer_norm_forward(x, scale, bias, eps):
 
 def _layer_norm_backward(eps, residuals, incoming):
     x, scale = residuals
-    normalized, over_std = _normalized(_recomputed(x), eps)
+    normalized, over_std = _normalize(_recompute(x), eps)
     samples = tuple(range(x.ndim - 1))
     pulled = incoming * _like(scale, x)
     pulled -= pulled.mean(axis=-1, keepdims=True) + normalized * (pulled * normalized).mean(axis=-1, keepdims=True)
@@ -68,7 +68,7 @@ def _layer_norm_backward(eps, residuals, incoming):
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-def _normalized(x: Array, eps: float) -> tuple[Array, Array]:
+def _normalize(x: Array, eps: float) -> tuple[Array, Array]:
     """(x - mean) / sqrt(var + eps) over the last axis, by the two-pass formula, and 1 / sqrt(var + eps)."""
     wide = x.astype(statistics_dtype(x))
     centred = wide - wide.mean(axis=-1, keepdims=True)
@@ -80,7 +80,7 @@ def _like(parameter, x):
     return jnp.expand_dims(parameter, tuple(range(x.ndim - 1)))
 
 
-def _recomputed(x: Array) -> Array:
+def _recompute(x: Array) -> Array:
     """`x`, behind a barrier on GPUs.
 
     A compiler that sees the same formula in both passes may keep its values from the first. The barrier hides that it

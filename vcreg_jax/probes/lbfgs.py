@@ -97,7 +97,7 @@ def _try_step(problem: Problem, l2: Array, lanes: _Lanes) -> tuple[_Lanes, Array
     return lanes, moved
 
 
-def _pushed(lanes: Array, newest_first: Array, a: Array) -> Array:
+def _push(lanes: Array, newest_first: Array, a: Array) -> Array:
     return jax.vmap(functools.partial(_where, lanes))(jnp.concatenate([a[None], newest_first[:-1]]), newest_first)
 
 
@@ -218,8 +218,8 @@ def solve(
         lanes = lanes._replace(
             strength=jnp.where(ended, lanes.strength.max() + jnp.cumsum(ended), lanes.strength),
             step=jnp.where(ended, 1, lanes.step),
-            optima=_pushed(ended, lanes.optima, lanes.w),
-            places=_pushed(ended, lanes.places, jnp.log(l2[:, 0, 0])),
+            optima=_push(ended, lanes.optima, lanes.w),
+            places=_push(ended, lanes.places, jnp.log(l2[:, 0, 0])),
             iterations=jnp.where(ended, 0, lanes.iterations),
             rejected=jnp.where(ended, 0, lanes.rejected),
         )

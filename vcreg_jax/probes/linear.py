@@ -113,7 +113,7 @@ def fit(
     Raises:
       ValueError: for empty, mismatched or non-finite data, labels out of range, a single class, or l2 <= 0.
     """
-    features, labels, mask = _checked("training data", features, labels, mask, num_classes)
+    features, labels, mask = _check("training data", features, labels, mask, num_classes)
     strengths = np.atleast_1d(np.asarray(l2, np.float64))
     if strengths.ndim != 1 or strengths.size == 0 or not (np.isfinite(strengths) & (strengths > 0)).all():
         raise ValueError(
@@ -150,8 +150,8 @@ def select(
     **solving: Any,
 ) -> Selection:
     """The strength that is best on validation; of equals the strongest. Arguments as for `select_and_test`."""
-    rows = _checked_splits({"train": train, "val": val}, num_classes, metric)
-    return _selected(rows, num_classes, np.atleast_1d(np.asarray(l2, np.float64)), metric, standardize, solving)
+    rows = _check_splits({"train": train, "val": val}, num_classes, metric)
+    return _select(rows, num_classes, np.atleast_1d(np.asarray(l2, np.float64)), metric, standardize, solving)
 
 
 def select_and_test(
@@ -188,12 +188,12 @@ def select_and_test(
     Raises:
       ValueError: as `fit`, naming the split.
     """
-    rows = _checked_splits({"train": train, "val": val, "test": test}, num_classes, metric)
+    rows = _check_splits({"train": train, "val": val, "test": test}, num_classes, metric)
     strengths = np.atleast_1d(np.asarray(l2, np.float64))
     how = {"tolerance": tolerance, **solving}
-    selection = _selected(rows, num_classes, strengths, metric, standardize, how)
+    selection = _select(rows, num_classes, strengths, metric, standardize, how)
     both = _Rows(*(jnp.concatenate(pair) for pair in zip(rows["train"], rows["val"], strict=True)))
-    final, (test_accuracy,) = _fitted(both, rows["test"], num_classes, [selection.l2], metric, standardize, how)
+    final, (test_accuracy,) = _fit(both, rows["test"], num_classes, [selection.l2], metric, standardize, how)
     fits = (selection.fit, final)
     return ProbeResult(
         protocol=f"{protocol}: L-BFGS linear probe, sum of cross entropies + l2/2 |W|^2, {strengths.size} strengths in "
@@ -208,33 +208,33 @@ def select_and_test(
     )
 
 
-def _fitted(
+def _fit(
     on: _Rows, tested: _Rows, num_classes: int, l2: Any, metric: Metric, standardize: bool, solving: dict[str, Any]
 ) -> tuple[Fit, np.ndarray]:
     """The fits on one split, and the metric of each on another."""
     if standardize:
-        on, tested = _standardized(on, by=on), _standardized(tested, by=on)
+        on, tested = _standardize(on, by=on), _standardize(tested, by=on)
     found = fit(on.features, on.labels, num_classes, l2, mask=on.mask, **solving)
     return found, np.asarray(_accuracy(predict(found, tested.features), tested, num_classes, metric))
 
 
-def _selected(
+def _select(
     rows: dict[str, _Rows], num_classes: int, l2: np.ndarray, metric: Metric, standardize: bool, solving: dict[str, Any]
 ) -> Selection:
-    found, accuracy = _fitted(rows["train"], rows["val"], num_classes, l2, metric, standardize, solving)
+    found, accuracy = _fit(rows["train"], rows["val"], num_classes, l2, metric, standardize, solving)
     return Selection(float(l2[accuracy == accuracy.max()].max()), accuracy, found)
 
 
-def _checked_splits(named: dict[str, Split], num_classes: int, metric: str) -> dict[str, _Rows]:
+def _check_splits(named: dict[str, Split], num_classes: int, metric: str) -> dict[str, _Rows]:
     if metric not in ("top1", "mean_per_class"):
         raise ValueError(f"metric must be 'top1' or 'mean_per_class', got {metric!r}.")
-    rows = {name: _checked(name, *split, num_classes) for name, split in named.items()}
+    rows = {name: _check(name, *split, num_classes) for name, split in named.items()}
     if len(widths := {split.features.shape[1] for split in rows.values()}) > 1:
         raise ValueError(f"splits must have the same number of features, got {sorted(widths)}. Use one backbone.")
     return rows
 
 
-def _checked(name: str, features, labels, mask, num_classes: int) -> _Rows:
+def _check(name: str, features, labels, mask, num_classes: int) -> _Rows:
     """Arrays in the dtypes to compute in; ValueError unless they are a non-empty, consistent, finite split."""
     features, labels = jnp.asarray(features), jnp.asarray(labels)
     features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
@@ -278,7 +278,7 @@ def _accuracy(predicted: Array, split: _Rows, num_classes: int, metric: str) -> 
 
 
 @jax.jit
-def _standardized(split: _Rows, by: _Rows) -> _Rows:
+def _standardize(split: _Rows, by: _Rows) -> _Rows:
     """`split` less the mean of `by` over its standard deviation, or over 1 where a feature is constant."""
     mean = mean_of(by.features, by.mask)
     x = jnp.where(by.mask[:, None], less(by.features, mean), 0)

@@ -21,7 +21,7 @@ class Item:
         return self.relative <= self.tolerance
 
 
-def compared(name: str, ours: Any, theirs: np.ndarray, tolerance: float) -> Item:
+def compare(name: str, ours: Any, theirs: np.ndarray, tolerance: float) -> Item:
     """One array of each."""
     return worst_of(name, [np.asarray(ours)], [theirs], tolerance)
 
@@ -37,7 +37,7 @@ def worst_of(name: str, ours: list[np.ndarray], theirs: list[np.ndarray], tolera
     return Item(name, float(np.max(absolute)), float(np.max(np.array(relative))), tolerance)  # NaN if any is
 
 
-def paired(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def pair(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Both in one order; a name that only one side has is a KeyError or a length that does not fit."""
     return [ours[name] for name in theirs] + [ours[name] for name in ours.keys() - theirs.keys()], list(theirs.values())
 

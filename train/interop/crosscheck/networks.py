@@ -15,7 +15,7 @@ from jax.sharding import AxisType
 
 import vcreg_jax as vc
 from train.interop.crosscheck import torch_networks, torch_side
-from train.interop.crosscheck.item import Item, compared, paired, worst_of
+from train.interop.crosscheck.item import Item, compare, pair, worst_of
 from train.interop.crosscheck.torch_networks import Network
 from train.trainer.objective import Classification
 from train.trainer.step import Normalize, initial_state, make_train_step, split
@@ -81,15 +81,15 @@ def one_step(family: Family, dtype: str) -> Iterator[Item]:
     images = (images / 255).astype(dtype)
     net = torch_networks.create(family.theirs, SEED)
     with jax.enable_x64(dtype == "float64"):
-        ours = _our_step(_loaded(family, net, dtype), images, labels, family.naming)
+        ours = _our_step(_load(family, net, dtype), images, labels, family.naming)
     theirs = torch_side.step(family.theirs, net.to(getattr(torch, dtype)), images, labels)
     name, outputs, gradients = f"{family.name}, {dtype}: ", *((1e-4, 1e-3) if dtype == "float32" else (1e-9, 1e-9))
-    yield compared(f"{name}logits in evaluation", ours.eval_logits, theirs.eval_logits, outputs)
-    yield compared(f"{name}logits in training", ours.logits, theirs.logits, outputs)
-    yield compared(f"{name}features in training", ours.features, theirs.features, outputs)
-    yield worst_of(f"{name}gradient of the worst parameter", *paired(ours.gradients, theirs.gradients), gradients)
+    yield compare(f"{name}logits in evaluation", ours.eval_logits, theirs.eval_logits, outputs)
+    yield compare(f"{name}logits in training", ours.logits, theirs.logits, outputs)
+    yield compare(f"{name}features in training", ours.features, theirs.features, outputs)
+    yield worst_of(f"{name}gradient of the worst parameter", *pair(ours.gradients, theirs.gradients), gradients)
     if family.has_statistics:
-        yield worst_of(f"{name}running statistics", *paired(ours.statistics, theirs.statistics), outputs)
+        yield worst_of(f"{name}running statistics", *pair(ours.statistics, theirs.statistics), outputs)
 
 
 def _our_step(model: nnx.Module, images: np.ndarray, labels: np.ndarray, naming: str | None) -> torch_side.Step:
@@ -120,7 +120,7 @@ def training(family: Family, dtype: str, steps: int = STEPS) -> Iterator[Item]:
     weights = (0.64, 0.08, family.delta)
     net = torch_networks.create(family.theirs, SEED)
     with jax.enable_x64(dtype == "float64"):
-        model = _loaded(family, net, dtype, sites=vc.Sites(block=vc.VCReg(*weights)))
+        model = _load(family, net, dtype, sites=vc.Sites(block=vc.VCReg(*weights)))
         ours = _our_losses(model, batches, family.learning_rate)
     normalized = [((images / 255).astype(dtype), labels) for images, labels in batches]
     net = net.to(getattr(torch, dtype))
@@ -147,7 +147,7 @@ def _our_losses(model: nnx.Module, batches: list[tuple[np.ndarray, np.ndarray]],
     return np.array(history)
 
 
-def _loaded(family: Family, net: torch.nn.Module, dtype: str, **options: Any) -> nnx.Module:
+def _load(family: Family, net: torch.nn.Module, dtype: str, **options: Any) -> nnx.Module:
     """Our network with the weights of theirs, parameters and computation in `dtype`."""
     model = nnx.eval_shape(lambda: family.ours(num_classes=10, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0), **options))
     torch_weights.load(model, net.state_dict())

@@ -15,7 +15,7 @@ import optax
 import vcreg_jax as vc
 from train.config import LARS, SGD, AdamW, Cosine, EMAConfig, OptimizerConfig, StepDecay
 from train.interop.crosscheck import torch_side
-from train.interop.crosscheck.item import Item, compared, worst_of
+from train.interop.crosscheck.item import Item, compare, worst_of
 from train.trainer import ema
 from train.trainer.optim import learning_rate, make_optimizer
 
@@ -35,15 +35,15 @@ def regularizer() -> Iterator[Item]:
             return np.asarray(backward(jnp.zeros(h.shape))[0])
 
     exact, clipped = (torch_side.penalty_gradient(h, alpha, beta, limit) for limit in (None, delta))
-    yield compared("VCReg: gradient, float64", added(h), exact, 1e-12)
-    yield compared("VCReg: gradient with delta, float64", added(h, delta=delta), clipped, 1e-12)
+    yield compare("VCReg: gradient, float64", added(h), exact, 1e-12)
+    yield compare("VCReg: gradient with delta, float64", added(h, delta=delta), clipped, 1e-12)
     printed = torch_side.algorithm_1(centred, alpha, beta)
     ours = added(centred, scale="algorithm_1")
-    yield compared("VCReg: scale algorithm_1 against Algorithm 1, float64", ours, printed, 1e-12)
+    yield compare("VCReg: scale algorithm_1 against Algorithm 1, float64", ours, printed, 1e-12)
     # Eqs. 3, 4 and 7 again: n - 1 times the covariance's part is n - 1 times beta.
     ours, more = added(h, delta=delta, scale="algorithm_1"), beta * (h.size // h.shape[-1] - 1)
     printed = torch_side.penalty_gradient(h, alpha, more, delta)
-    yield compared("VCReg: scale algorithm_1 with delta, float64", ours, printed, 1e-12)
+    yield compare("VCReg: scale algorithm_1 with delta, float64", ours, printed, 1e-12)
 
 
 def label_smoothing() -> Iterator[Item]:
@@ -54,8 +54,8 @@ def label_smoothing() -> Iterator[Item]:
     with jax.enable_x64(True):
         ours = vc.losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels), 0.1)
         slope = jax.grad(lambda z: vc.losses.cross_entropy(z, jnp.asarray(labels), 0.1).mean())(jnp.asarray(logits))
-    yield compared("label smoothing: values, float64", ours, values, 1e-12)
-    yield compared("label smoothing: gradient, float64", slope, gradient, 1e-12)
+    yield compare("label smoothing: values, float64", ours, values, 1e-12)
+    yield compare("label smoothing: gradient, float64", slope, gradient, 1e-12)
 
 
 # Four steps an epoch; every step's rate is compared.
@@ -90,8 +90,8 @@ def optimizers() -> Iterator[Item]:
     }
     for name, config in rules.items():
         with jax.enable_x64(True):
-            ours = _updated(make_optimizer(config, STEPS, frozenset({("1",)})), start, gradients)
-        theirs = torch_side.updated(config, start, gradients)
+            ours = _update(make_optimizer(config, STEPS, frozenset({("1",)})), start, gradients)
+        theirs = torch_side.update(config, start, gradients)
         # PyTorch clips by 1 / (norm + 1e-6).
         yield worst_of(f"{name}: 20 updates, float64", ours, theirs, 1e-6 if config.clip_norm else 1e-12)
 
@@ -103,7 +103,7 @@ def moving_average() -> Iterator[Item]:
     rng = np.random.default_rng(0)
     history = [{"weight": rng.normal(size=(3, 4)), "running_mean": rng.normal(size=4)} for _ in range(200)]
     with jax.enable_x64(True):
-        update = jax.jit(partial(ema.updated, config))
+        update = jax.jit(partial(ema.update, config))
         average = jax.tree.map(jnp.zeros_like, history[0])
         for step, weights in enumerate(history):
             average = update(average, jax.tree.map(jnp.asarray, weights), jnp.int32(step))
@@ -113,7 +113,7 @@ def moving_average() -> Iterator[Item]:
     )
 
 
-def _updated(
+def _update(
     optimizer: optax.GradientTransformation, start: list[np.ndarray], gradients: list[list[np.ndarray]]
 ) -> list[np.ndarray]:
     params = {str(index): jnp.asarray(value) for index, value in enumerate(start)}

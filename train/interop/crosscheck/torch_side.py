@@ -134,7 +134,7 @@ class LARS(torch.optim.Optimizer):
                 p.sub_(group["lr"] * buffer)
 
 
-def updated(config: OptimizerConfig, start: list[np.ndarray], gradients: list[list[np.ndarray]]) -> list[np.ndarray]:
+def update(config: OptimizerConfig, start: list[np.ndarray], gradients: list[list[np.ndarray]]) -> list[np.ndarray]:
     """The parameters after one update for each list of gradients; the last parameter is a normalization layer's."""
     leaves = [torch.tensor(value) for value in start]
     rule: Any = config.rule
