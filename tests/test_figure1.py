@@ -128,3 +128,23 @@ def test_what_was_trained_under_another_weight_or_other_seeds_is_not_shown_again
     before = rows("kept", config)
     after = rows("kept", replace(config, **changes))
     assert after == rows("fresh", replace(config, **changes)) and after != before
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_network_is_trained_anew_and_named(tmp_path, capsys, damage):
+    config = replace(SMALL, methods={"plain": Method()}, seeds=(0,), steps=5, runs_directory=str(tmp_path))
+    folder = figure1.run(config, "")
+    before = json.loads((folder / "figure1.json").read_text())["rows"]
+    (path,) = (folder / "trained").iterdir()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"flip": content, "cut": content[: len(content) // 2], "empty": b""}[damage])
+    figure1.run(config, "")
+    assert f"is trained anew: {path} cannot be read" in capsys.readouterr().err
+    assert json.loads((folder / "figure1.json").read_text())["rows"] == before
+
+
+def test_configs_of_earlier_versions_find_its_parts():
+    from train import two_moons as earlier
+
+    assert earlier.Method is Method and earlier.TwoMoons is TwoMoons

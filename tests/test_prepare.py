@@ -17,6 +17,7 @@ from train.config import DataConfig
 from train.data import builders, official, packed, pipeline, survey
 from train.data.archives import Files
 from train.data.catalog import KNOWN
+from train.files import arrays
 
 
 def square(size):
@@ -500,7 +501,7 @@ def _broken(self, index, record):
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_cifar_100_in_residuals_has_the_published_channel_means():
-    fields = packed._load(SHARED / "cifar100_test.npz")
+    fields = arrays.read(SHARED / "cifar100_test.npz")
     some = packed.residuals(packed.restored(fields["resid"][:, :300]))
     np.testing.assert_array_equal(some, fields["resid"][:, :300])
     means = packed._images({"resid": fields["resid"]}).reshape(-1, 3).mean(axis=0) / 255

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train.benchmarks import programs
 from train.benchmarks.programs import NORMALIZE, OPTIMIZER, SEED, Settings
 from train.benchmarks.timing import Spread, in_own_process
+from train.files import whole_files
 from train.run.provenance import commit
 from train.trainer.mesh import to_devices
 from train.trainer.model import create_state, structure
@@ -43,7 +44,7 @@ def run(settings: Settings, facts: dict[str, str], json_path: Path, command: str
             )
             print(row, flush=True)
     written = {"command": command, "commit": commit(), **facts, "target_seconds": TARGET, "networks": networks}
-    json_path.write_text(json.dumps(written, indent=1) + "\n")
+    whole_files.write(json_path, json.dumps(written, indent=1) + "\n")
     print(f"\nTarget: {1e3 * TARGET:g} ms a step. {json_path}")
 
 

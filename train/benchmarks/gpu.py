@@ -23,6 +23,7 @@ from train.benchmarks import gpu_stages as work
 from train.benchmarks import superclasses, table1
 from train.benchmarks.programs import COLUMNS, Settings
 from train.benchmarks.timing import Deadline, in_own_process
+from train.files import whole_files
 from train.run.provenance import commit, sources
 
 Result = dict[str, Any]
@@ -113,7 +114,7 @@ def run(minutes: float, folder: Path, images: Path | None, only: Sequence[str], 
             print(f"{stage.name}: {outcomes[stage.name]}; {end.left:.0f} s left", flush=True)
     finally:
         written = summary(asked, outcomes, folder, about)
-        (folder / "summary.md").write_text(written)
+        whole_files.write(folder / "summary.md", written)
         print(f"\n{written}")
 
 
@@ -175,9 +176,7 @@ def read_kept(path: Path, about: Result) -> Result:
 
 def save(path: Path, about: Result, result: Result) -> None:
     """Writes the result and where it comes from, whole or not at all; JAX is not asked, which would wake the GPU."""
-    partly = path.with_suffix(".partial")
-    partly.write_text(json.dumps(result | about, indent=1) + "\n")
-    partly.replace(path)
+    whole_files.write(path, json.dumps(result | about, indent=1) + "\n")
 
 
 def summary(asked: list[Stage], outcomes: dict[str, str], folder: Path, about: Result) -> str:

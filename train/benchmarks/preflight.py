@@ -15,6 +15,7 @@ from train.benchmarks.tpu_compiler import GIB, HBM_BYTES, Compiled, TooLarge, co
 from train.config import Experiment, TrainConfig
 from train.experiments import experiment
 from train.experiments.grid import Grid
+from train.files import whole_files
 from train.run.folder import as_json
 from train.run.provenance import commit
 from train.trainer import mesh as meshes
@@ -37,11 +38,12 @@ def run(
     What is None of the shape of the images and the number of classes is asked of the config's data set.
     """
     jax.config.update("jax_platforms", "cpu")  # also where there are chips, which may be at work
-    if not (image_shape and num_classes):
+    if image_shape is None or num_classes is None:
         from train.data import pipeline
 
         data = pipeline.load(config.train.data, "train")
-        image_shape, num_classes = image_shape or data.image_shape, num_classes or data.num_classes
+        image_shape = data.image_shape if image_shape is None else image_shape
+        num_classes = data.num_classes if num_classes is None else num_classes
     height, width, channels = image_shape
     planned = plan(config, topology, (height, width, channels), num_classes)
     print(heading(planned), flush=True)
@@ -76,6 +78,8 @@ def plan(config: Experiment | Grid, topology: str, image_shape: tuple[int, int, 
       ValueError: without libtpu, for an unknown topology, a mesh or a batch that does not divide over its chips, or a
         network that cannot take images of this shape.
     """
+    if min(*image_shape, num_classes) < 1:
+        raise ValueError(f"Images and classes need sizes of at least 1, got {image_shape} and {num_classes} classes.")
     train, arms = config.train, {name: sites for name, sites in _sites(config).items() if sites != Sites()}
     mesh = meshes.make_mesh(train.mesh, topology_devices(topology))
     meshes.check_batch_size(train.batch_size, mesh)
@@ -165,4 +169,4 @@ def write_json(plan: Plan, found: dict[str, Compiled | TooLarge], command: str, 
         "arms": {name: {"sites": as_json(plan.arms[name]), **as_json(arm)} for name, arm in found.items()},
         "fits": all(isinstance(arm, Compiled) for arm in found.values()),
     }
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    whole_files.write(path, json.dumps(result, indent=2) + "\n")

@@ -27,6 +27,7 @@ import vcreg_jax as vc
 from train.benchmarks import programs
 from train.benchmarks.programs import PHASES, REG, SEED, Settings
 from train.benchmarks.timing import Spread, in_own_process, interleave
+from train.files import whole_files
 from train.run.provenance import commit
 
 COPIED = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}  # float32 numbers, far more than a cache holds
@@ -70,7 +71,7 @@ def run(settings: Settings, facts: dict[str, str], json_path: Path, command: str
             networks.append(in_own_process(measure, settings, model, dtype))
             print(text(networks[-1]), flush=True)
             written = {"command": command, "commit": commit(), **facts, "batch_size": settings.batch_size}
-            json_path.write_text(json.dumps(written | {"networks": networks}, indent=1) + "\n")
+            whole_files.write(json_path, json.dumps(written | {"networks": networks}, indent=1) + "\n")
     print(f"\n{json_path}")
 
 

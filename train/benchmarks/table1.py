@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from train.benchmarks import programs, step_jax
 from train.benchmarks.programs import PHASES, Settings
 from train.benchmarks.timing import NEVER, Deadline, Row, Spread, in_own_process, ratio
+from train.files import whole_files
 from train.reports import figures
 from train.run.provenance import commit, hardware
 
@@ -69,8 +70,9 @@ def run(
                 rows += in_own_process(measure, settings, model, dtype, end.part(1 / left))
                 left -= 1
             result = describe(settings, facts, rows, command)
-            json_path.write_text(json.dumps(result, indent=1) + "\n")
-            picture(result["rows"]).savefig(json_path.with_suffix(".svg"), facecolor="white", metadata={"Date": None})
+            whole_files.write(json_path, json.dumps(result, indent=1) + "\n")
+            with whole_files.written(json_path.with_suffix(".svg")) as partial:
+                picture(result["rows"]).savefig(partial, format="svg", facecolor="white", metadata={"Date": None})
     print(f"\n{markdown(result['rows'])}\n\n{json_path} and {json_path.with_suffix('.svg')}")
     return result
 

@@ -21,6 +21,7 @@ from train.data.catalog import KNOWN, DataSet
 from train.data.images import BadImageError, Policy
 from train.data.sources import Contents, Example, class_folders
 from train.data.views import VIEWS
+from train.files import whole_files
 
 VERSION = "1.0.0"
 BAD_IMAGES = "bad_images.json"  # beside a prepared data set: what was left out or is converted when read, and why
@@ -120,20 +121,27 @@ def prepare(name: str, source: Path | None, directory: Path, policy: Policy = "c
 
 
 def write(name: str, contents: Contents, homepage: str, directory: Path, policy: Policy) -> Path:
-    """The folder to which `contents` have been written as the data set `name`."""
+    """The folder to which `contents` have been written as the data set `name`.
+
+    Raises:
+      OSError: naming the folder, of which nothing is left.
+    """
     folder = directory / name / VERSION
     builder = _Builder(name, contents, homepage, policy, directory)
     tfds.enable_progress_bar() if sys.stderr.isatty() else tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(None):  # it announces downloads of unknown size
-        builder.download_and_prepare()
     try:
-        (folder / BAD_IMAGES).write_text(json.dumps([bad._asdict() for bad in builder.bad], indent=1))
+        with contextlib.redirect_stdout(None):  # it announces downloads of unknown size
+            builder.download_and_prepare()
+        whole_files.write(folder / BAD_IMAGES, json.dumps([bad._asdict() for bad in builder.bad], indent=1))
         for split, of_field in builder.labels.items():
             labels.save(folder, split, {field: np.array(values, np.int32) for field, values in of_field.items()})
         hashes.write(folder, {split: str(content) for split, content in builder.contents.items()})
-    except OSError:  # a full disk, say
-        shutil.rmtree(folder)
-        raise
+    except (OSError, RuntimeError) as error:  # the latter from array_record
+        full = re.search("No space left on device|Disk quota exceeded|File too large", str(error))
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, RuntimeError) and not full:
+            raise
+        raise OSError(f"{folder} cannot be written: {full[0] if full else error}. Nothing of it is left.") from error
     return folder
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from train.data.sources import check_labels
+from train.files import arrays, whole_files
 
 
 def fields(features: Any) -> list[str]:
@@ -17,10 +18,8 @@ def fields(features: Any) -> list[str]:
 
 def save(folder: Path, split: str, labels: dict[str, np.ndarray]) -> None:
     """Keeps the labels of a split beside the data set, whole or not at all."""
-    partial = folder / f"labels-{split}.partial"
-    with partial.open("wb") as file:
+    with whole_files.written(_path(folder, split)) as partial, partial.open("wb") as file:
         np.savez(file, **labels)  # pyright: ignore[reportArgumentType]
-    partial.replace(_path(folder, split))
 
 
 def records(builder: Any, split: str) -> Iterator[dict[str, Any]]:
@@ -44,8 +43,9 @@ def of_split(builder: Any, split: str, field: str) -> np.ndarray:
       ValueError: for a label out of range, and where they are not there.
     """
     path, count = _path(Path(builder.data_path), split), builder.info.splits[split].num_examples
-    with np.load(path, allow_pickle=False) as file:
-        found = file[field]
+    found = arrays.read(path).get(field)
+    if found is None:
+        raise ValueError(f"{path} has no labels {field}: prepare the data set again.")
     if found.shape != (count,):
         raise ValueError(f"{path} has labels of shape {found.shape} for {count:,} images: prepare the data set again.")
     check_labels(found, builder.info.features[field].num_classes, f"{builder.name} {split} {field}")

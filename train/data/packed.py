@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from train.data.sources import SPLIT_OF_FOLDER, Contents, Images, in_memory
+from train.files import arrays
 
 CHANNELS = (1, 3, 4)  # grey, colour, colour and opacity
 MOST_CLASSES = 1_000_000
@@ -33,7 +34,7 @@ def read(paths: dict[str, Path]) -> Contents:
     splits: dict[str, tuple[Images, Arrays]] = {}
     class_names: dict[str, list[str]] = {}
     for split, path in paths.items():
-        fields = _load(path)
+        fields = arrays.read(path)
         class_names |= _names(fields)
         for found, of_split in _by_split(fields).items():
             if "labels" not in of_split or not of_split.keys() & {"images", "resid", "bytes"}:
@@ -110,14 +111,6 @@ def restored(residual: np.ndarray) -> np.ndarray:
 def _predicted(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarray:
     """The median of left, above and left + above - corner, zeros lying outside of the image."""
     return np.clip(left + above - corner, np.minimum(left, above), np.maximum(left, above))
-
-
-def _load(path: Path) -> Arrays:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # BadZipFile, EOFError, KeyError, zlib.error, ... by what is damaged
-        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _by_split(fields: Arrays) -> dict[str, Arrays]:

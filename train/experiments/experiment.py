@@ -14,7 +14,7 @@ from train.config import Candidate, Experiment, Target, TrainConfig
 from train.data import pipeline
 from train.experiments import targets
 from train.experiments.targets import Arrays, FeaturesOf
-from train.files import json_files
+from train.files import json_files, whole_files
 from train.run import hosts
 from train.run.folder import ARRAYS, ARRAYS_HASH, file_hash, provenance, write_json
 from train.run.watchdog import Watchdog
@@ -119,7 +119,8 @@ def _train_and_test(config: Experiment, arm: str, candidate: Candidate, seed: in
     if not hosts.is_first():
         return
     if arrays:
-        np.savez(directory / ARRAYS, allow_pickle=False, **arrays)
+        with whole_files.written(directory / ARRAYS) as partial, partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
         result[ARRAYS_HASH] = file_hash(directory / ARRAYS)
     write_json(directory / "result.json", result)
 

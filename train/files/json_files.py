@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from train.files import whole_files
+
 KEY = "sha256"
 
 
@@ -19,10 +21,8 @@ def text_hash(value: Any) -> str:
 
 
 def write(path: Path, value: Any) -> None:
-    """Writes an object or a list of objects, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(_seal(value), indent=2) + "\n")
-    partial.replace(path)
+    """Writes an object or a list of objects, whole or not at all; raises as `whole_files.write`."""
+    whole_files.write(path, json.dumps(_seal(value), indent=2) + "\n")
 
 
 def read(path: Path) -> Any:

@@ -4,11 +4,14 @@ Whatever is read goes through our model of that name: every tensor must have its
 place its tensor, before anything is written.
 """
 
+import errno
 import importlib
 import importlib.util
 import math
+import os
 import pickle
 import re
+import shutil
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -20,6 +23,7 @@ import numpy as np
 from flax import nnx
 
 import vcreg_jax as vc
+from train.files import whole_files
 from train.run.checkpoint_format import read_arrays
 from vcreg_jax import torch_weights
 from vcreg_jax.models.resnet_cifar import CifarResNet
@@ -241,17 +245,16 @@ def _read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _write(target: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> None:
-    partial = target.with_name(f"{target.name}.partial")
     library = _import("safetensors.numpy" if target.suffix == ".safetensors" else "torch")
-    try:
-        if target.suffix == ".safetensors":
-            library.save_file(tensors, partial, about)
-        else:
-            library.save({key: library.from_numpy(value) for key, value in tensors.items()}, partial)
-    except Exception as error:  # of a full disk: OSError, SafetensorError, RuntimeError
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{target} cannot be written: {error}") from error
-    partial.replace(target)
+    with whole_files.written(target) as partial:
+        try:
+            if target.suffix == ".safetensors":
+                library.save_file(tensors, partial, about)
+            else:
+                library.save({key: library.from_numpy(value) for key, value in tensors.items()}, partial)
+        except Exception as error:  # of a full disk: OSError, SafetensorError, or a RuntimeError of "unexpected pos"
+            full = shutil.disk_usage(target.parent).free < sum(each.nbytes for each in tensors.values())
+            raise OSError(errno.ENOSPC if full else None, os.strerror(errno.ENOSPC) if full else str(error)) from error
 
 
 def _import(name: str) -> Any:

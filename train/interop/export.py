@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from train.files import json_files
+from train.files import json_files, whole_files
 from train.interop.convert import convert, load_checkpoint
 from train.run.folder import versions, write_json
 from train.trainer.step import Normalize, split
@@ -72,6 +72,8 @@ def export(folder: Path, to: str, target: Path | None = None, image_size: int | 
     Raises:
       ValueError: for a folder that is no run of one seed, and for "torchvision" with a model that it does not have.
     """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"The images' side must be at least 1, got {image_size}.")
     run = load(folder)
     if to == "torchvision" and run.name not in TORCHVISION:
         raise ValueError(
@@ -87,14 +89,14 @@ def export(folder: Path, to: str, target: Path | None = None, image_size: int | 
     path = target / FILES[to]
     if to == "stablehlo":
         assert shape is not None
-        _write_whole(path, program(run, shape))
+        whole_files.write(path, program(run, shape))
         about = {"image_shape": ["b", *shape], "dtype": "uint8", "platforms": PLATFORMS, "jax": jax.__version__}
         write_json(target / PROGRAM, about)
         read_program(target)
         said = f"{path}: {run.name} from uint8 images of {shape} on {', '.join(PLATFORMS)}."
     else:
         said = convert(folder / "checkpoints", path)
-    _write_whole(target / "README.md", card(run, target).encode())
+    whole_files.write(target / "README.md", card(run, target))
     return said
 
 
@@ -227,9 +229,3 @@ def _metrics(result: dict[str, Any]) -> dict[str, str]:
     found = {"accuracy": result["accuracy"]} if "accuracy" in result else {}
     found |= {f"{name}, probe accuracy": own["accuracy"] for name, own in result.get("targets", {}).items()}
     return {name: f"{value:.5g}" for name, value in found.items()}
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 import vcreg_jax as vc
 from train.experiments.analyse import Analysis, analyse, checkpoints
+from train.files import whole_files
 from train.reports import figures, page, summary
 from train.reports.axis_labels import ink_on, log_axis, names_above, thin_out
 from train.reports.summary import Sample
@@ -52,7 +53,7 @@ def run(
     about = provenance(None, command, time.perf_counter() - started) | {"config": how}
     write_json(folder / "analysis.json", {"analyses": [dataclasses.asdict(one) for one in analyses], **about})
     arms = by_arm(analyses)
-    (folder / "analysis.html").write_text(_page(arms, about), encoding="utf-8")
+    whole_files.write(folder / "analysis.html", _page(arms, about))
     print(f"\n{markdown(arms)}\n\n{LEGEND}\n\nAnalysis: {folder / 'analysis.html'}")
     return folder
 

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from train.experiments.two_moons import EDGE, GRID, Found, Method, TwoMoons, points, train
+from train.files import arrays, whole_files
 from train.reports import figures, page, summary
 from train.reports.summary import Sample
 from train.run.folder import as_json, claim, provenance, versions, write_json
@@ -57,8 +59,8 @@ def run(config: TwoMoons, command: str) -> FilePath:
                 print(line(rows[-1]), flush=True)
     about = provenance(config, command, time.perf_counter() - started)
     write_json(folder / "figure1.json", {"rows": rows, **about})
-    (folder / "figure1.svg").write_text(draw(picture(config, panels)), encoding="utf-8")
-    (folder / "report.html").write_text(_page(rows, picture(config, panels), about), encoding="utf-8")
+    whole_files.write(folder / "figure1.svg", draw(picture(config, panels)))
+    whole_files.write(folder / "report.html", _page(rows, picture(config, panels), about))
     return folder
 
 
@@ -82,15 +84,16 @@ def _train(config: TwoMoons, widths: tuple[int, ...], method: Method, folder: Fi
     text = json.dumps(as_json(decides) | versions(), sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
     if path.exists():
-        with np.load(path, allow_pickle=False) as saved:
-            return Found(**saved)
+        try:
+            return Found(**arrays.read(path))
+        except (ValueError, TypeError) as error:  # the file's own checksums, or its names
+            print(f"note: a network of {folder} is trained anew: {error}", file=sys.stderr)
     began = time.perf_counter()
     found = train(config, widths, method)
     print(f"{time.perf_counter() - began:.0f} s: ", end="")
     folder.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **found._asdict())
-    partial.replace(path)
+    with whole_files.written(path) as partial, partial.open("wb") as file:
+        np.savez(file, **found._asdict())
     return found
 
 

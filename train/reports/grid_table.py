@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from train.experiments.grid import BASELINE, Grid
 from train.experiments.grid_search import FINAL, SEARCH, Result, by_point
+from train.files import whole_files
 from train.reports import figures, page
 from train.reports.axis_labels import ink_on
 from train.reports.summary import NOT_RUN, Sample, difference, markdown
@@ -170,10 +171,11 @@ def write(name: str, tables: Sequence[GridTable], folder: Path) -> Path:
     for table in tables:
         if table.search:
             path = folder / f"{table.config.name}.svg"
-            heat_map(table).savefig(path, facecolor="white", metadata={"Date": None})
+            with whole_files.written(path) as partial:
+                heat_map(table).savefig(partial, format="svg", facecolor="white", metadata={"Date": None})
     path = folder / f"{name}.html"
     body = "".join(_section(table, f"{name}{index}-") for index, table in enumerate(tables))
-    path.write_text(page.of_tables(name, body), encoding="utf-8")
+    whole_files.write(path, page.of_tables(name, body))
     return path
 
 

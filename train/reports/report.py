@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.files import json_files
+from train.files import arrays, json_files
 from train.reports import results
 from train.reports.results import PRETRAINING, Results
 from train.reports.summary import Difference, Sample, difference, markdown, number
@@ -94,15 +94,14 @@ def _check(holds: bool, message: str) -> None:
 def _arrays(path: Path, targets: Mapping[str, Any]) -> dict[str, NDArray]:
     if not targets:
         return {}
-    with np.load(path, allow_pickle=False) as archive:
-        needed = {f"{name}/{what}" for name in targets for what in DRAWN}
-        _check(needed <= {*archive}, f"{path} lacks {', '.join(sorted(needed - {*archive}))}")
-        arrays = {name: archive[name] for name in archive}
+    found = arrays.read(path)
+    needed = {f"{name}/{what}" for name in targets for what in DRAWN}
+    _check(needed <= found.keys(), f"{path} lacks {', '.join(sorted(needed - found.keys()))}")
     for name, target in targets.items():
         classes = len(target["class_names"])
-        found = arrays[f"{name}/labels"].max(initial=0)
-        _check(found < classes, f"{path}: labels of {name} beyond its {classes} class_names")
-    return arrays
+        most = found[f"{name}/labels"].max(initial=0)
+        _check(most < classes, f"{path}: labels of {name} beyond its {classes} class_names")
+    return found
 
 
 def _curves(path: Path) -> dict[str, NDArray]:

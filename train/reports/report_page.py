@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from train.files import whole_files
 from train.reports import figures, layers_section, page
 from train.reports.report import DRAWN, Report, headline, legend, load, rows
 from train.reports.results import PRETRAINING
@@ -13,7 +14,7 @@ def write(run_dir: Path) -> Path:
     """The path of `report.html`, written into the run folder; a run that is not finished raises as in `load`."""
     report = load(run_dir)
     path = run_dir / "report.html"
-    path.write_text(_page(report), encoding="utf-8")
+    whole_files.write(path, _page(report))
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Experiment
+from train.files import whole_files
 from train.reports import figures, page, results
 from train.reports.results import Results
 from train.reports.summary import difference, markdown
@@ -81,7 +82,7 @@ def write(name: str, tables: Sequence[Gathered], folder: Path) -> Path:
     write_json(folder / f"{name}.json", {table.config.name: as_json(table) for table in tables})
     path = folder / f"{name}.html"
     body = "".join(_section(table, f"{name}{index}-") for index, table in enumerate(tables))
-    path.write_text(page.of_tables(name, body), encoding="utf-8")
+    whole_files.write(path, page.of_tables(name, body))
     return path
 
 

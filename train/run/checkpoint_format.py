@@ -6,14 +6,11 @@
 Orbax restores a flipped bit without a word; what is read here is what was saved, or an error.
 """
 
-import contextlib
 import gc
 import json
-import logging
 import re
-import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from train.files.content_hash import content_hashes, differing
 from train.files.json_files import text_hash
+from train.run import orbax_tracebacks
 
 Arrays = Mapping[str, Any]  # by path; arrays, or shapes and dtypes with shardings
 
@@ -134,22 +132,11 @@ def _as_saved(saved: Mapping[str, Any]) -> Arrays:
 
 def _read_by_orbax(folder: Any, wanted: Arrays) -> dict[str, jax.Array]:
     shapes = {path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for path, a in wanted.items()}
-    with _silence():
+    orbax_tracebacks.drop()
+    with warnings.catch_warnings(action="ignore"):
         try:
             return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(shapes))
         except Exception as error:  # Orbax and TensorStore raise many types, some of them `Exception` itself
             reason = f"{folder} cannot be read: {first_line(error.__cause__ or error)}."
         gc.collect()  # what is left of the other arrays
     raise CheckpointCorruptError(reason)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Orbax reads all arrays at once: after the first error the others' would still be printed, with tracebacks."""
-    hooks, logger = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
-    sys.excepthook, sys.unraisablehook, logger.disabled = lambda *_: None, lambda *_: None, True
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        (sys.excepthook, sys.unraisablehook), logger.disabled = hooks, False

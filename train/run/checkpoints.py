@@ -1,6 +1,7 @@
 """The checkpoints of a run: saved in the background, whole or not at all, and read back as they were saved."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from train.config import CheckpointConfig
+from train.run import orbax_tracebacks
 from train.run.checkpoint_format import CheckpointCorruptError, by_path, describe, first_line, read_about, read_state
 
 
@@ -52,6 +54,7 @@ class Checkpoints:
         self._directory, self._config, self._run = directory.absolute(), config, run
         self._kept = _Kept(config, {})
         self._pending: int | None = None
+        orbax_tracebacks.drop()
         self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
@@ -145,7 +148,13 @@ class Checkpoints:
         with contextlib.suppress(Exception):  # the same again
             self._manager.close()
         self._manager = self._open()
-        return f"Checkpoint {step} could not be saved: {first_line(error)}."
+        whole = self._manager.latest_step()
+        full = re.search("No space left on device|Disk quota exceeded|File too large", str(error))
+        reason = full[0] if full else first_line(error)
+        return (
+            f"Checkpoint {step} could not be saved in {self._directory}: {reason}. An end of the run before the next "
+            f"one would cost {'all steps' if whole is None else f'the steps after {whole}'}."
+        )
 
     def _set_aside(self, step: int) -> str:
         name, copy = f"damaged-{step}", 1

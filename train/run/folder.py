@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from train.files import json_files
+from train.files import arrays, json_files
 from train.run.provenance import commit, hardware
 
 Field = tuple[str, ...]  # where a value stands in a config, key by key: a key may hold a dot
@@ -73,10 +72,10 @@ def _lock(folder: Path) -> Iterator[None]:
             raise ValueError(f"{folder} is in use by {holder}. Wait for its end, or give another --name.") from None
         except OSError as error:
             print(f"{folder} cannot be locked ({error}): let no other process write to it.", file=sys.stderr)
-        file.truncate(0)
         since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
         yield
 
 
@@ -198,10 +197,9 @@ def _check_arrays(path: Path, result: dict[str, Any]) -> None:
         raise ValueError(f"{path} is not what was written. {mend}")
     if not known and path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                _ = [arrays[name] for name in arrays.files]
-        except Exception as error:  # BadZipFile, EOFError, KeyError, ... by what is damaged
-            raise ValueError(f"{path} cannot be read: {error}. {mend}") from error
+            arrays.read(path)
+        except ValueError as error:
+            raise ValueError(f"{error}. {mend}") from error
 
 
 def file_hash(path: Path) -> str:

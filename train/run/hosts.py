@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train.data.pipeline import Split
+from train.files import whole_files
 from train.run.folder import as_json, claim, differences, software
 from train.run.provenance import sources
 
@@ -125,7 +126,15 @@ def claim_on_all(folder: Path, config: Any, checked: Callable[[], Any]) -> Itera
     found = check_same(checked)
     with contextlib.ExitStack() as ours:
         check_same(lambda: ours.enter_context(claim(folder, config, found["data"])))
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in whole_files.NO_ROOM:
+                raise
+            raise OSError(
+                f"{str(error).rstrip('.')}. What is whole in {folder} stays: make room, and the same command goes on "
+                "from there."
+            ) from error
 
 
 def unfinished(folder: Path, arms: Iterable[str], seeds: Iterable[int]) -> Iterator[tuple[str, int, Path]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import errno
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from train.config import TrainConfig
-from train.files import json_files
+from train.files import json_files, whole_files
 from train.run.tensorboard import TensorBoard
 from train.run.watchdog import Watchdog
 
@@ -111,13 +110,11 @@ class MetricsFile:
         whole, _, _torn = path.read_text(errors="replace").rpartition("\n") if path.exists() else ("", "", "")
         lines = json_files.read_lines(whole, path)
         kept = [line for line in lines if line.get("step", 0) < start_step]
-        partial = path.with_suffix(".partial")
         self._hash, written = "", []
         for line in kept:
             text, self._hash = json_files.line(line, self._hash)
             written.append(text)
-        partial.write_bytes(b"".join(written))
-        partial.replace(path)
+        whole_files.write(path, b"".join(written))
         self._size, self._unwritten = path.stat().st_size, b""
         if tensorboard:
             self._board = TensorBoard(path.parent / "tensorboard", kept)
@@ -151,7 +148,7 @@ class MetricsFile:
                 file.seek(self._size)
                 file.write(self._unwritten)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in whole_files.NO_ROOM:
                 raise
             return
         self._size, self._unwritten = self._size + len(self._unwritten), b""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from train.files import whole_files
 from train.interop.crosscheck import networks, parts
 from train.interop.crosscheck.item import Item, line
 
@@ -34,7 +35,7 @@ def run(json_path: Path | None = None) -> bool:
     if json_path is not None:
         rows = [asdict(item) | {"passed": item.passed} for item in items]
         result = {"versions": _versions(), "items": rows, "passed": not failed}
-        json_path.write_text(json.dumps(result, indent=2) + "\n")
+        whole_files.write(json_path, json.dumps(result, indent=2) + "\n")
     return not failed
 
 
