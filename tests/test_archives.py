@@ -4,6 +4,7 @@ import tarfile
 
 import pytest
 
+from train.data import archives
 from train.data.archives import Files
 
 
@@ -111,4 +112,64 @@ def test_archives_in_archives_without_end_and_sparse_files_are_refused(tmp_path)
     (tmp_path / "8.tar").unlink()
     tar(tmp_path / "sparse.tar", {}, (_member("a.jpg", tarfile.GNUTYPE_SPARSE),))
     with pytest.raises(ValueError, match="parts are left out"):
+        list(Files(tmp_path))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("byte", [0, 100, 124, 130, 148, 156, 257, 345, 511])
+def test_a_flipped_bit_in_any_header_is_no_end_of_the_archive(tmp_path, byte, nested):
+    contents = {f"train/cat/{i}.jpg": bytes([i]) * 600 for i in range(4)}
+    path = tar(tmp_path / "set.tar", contents)
+    content = bytearray(path.read_bytes())
+    content[2 * (512 + 1024) + byte] ^= 1  # the third file's header
+    path.write_bytes(content)
+    if nested:
+        path.unlink()
+        tar(tmp_path / "outer.tar.gz", {"set.tar": bytes(content)})
+    with pytest.raises(ValueError, match=r"set.tar is broken or cut short: damaged header"):
+        list(Files(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["set.tar", "set.tar.gz"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_zeros_in_place_of_a_header_are_no_end_of_the_archive(tmp_path, name, nested):
+    content = bytearray(tar(tmp_path / "a.tar", {f"{i}.jpg": bytes([i]) * 600 for i in range(9)}).read_bytes())
+    (tmp_path / "a.tar").unlink()
+    content[3 * 1536 : 3 * 1536 + 512] = bytes(512)  # as an unfinished download has them
+    if nested:
+        tar(tmp_path / name, {"set.tar": bytes(content)})
+    else:
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(ValueError, match="files lie behind its end"):
+        list(Files(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_that_says_a_name_is_short(tmp_path, kind):
+    def packed(size: int) -> bytes:
+        header = _member("name", kind)
+        header.size = size
+        said = f"{size} comment=".encode().ljust(size - 1, b"a") + b"\n"
+        return header.tobuf(tarfile.USTAR_FORMAT) + said + bytes(-size % 512)
+
+    rest = tar(tmp_path / "set.tar", {"1.jpg": b"a"}).read_bytes()
+    (tmp_path / "set.tar").write_bytes(packed(1000) + rest)
+    assert [read() for _, read in Files(tmp_path)] == [b"a"]
+    (tmp_path / "set.tar").write_bytes(packed(2**21) + rest)
+    with pytest.raises(ValueError, match="a header of 2,097,152 bytes"):
+        list(Files(tmp_path))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_expands_far_beyond_images_is_refused(tmp_path, monkeypatch, nested):
+    monkeypatch.setattr(archives, "PACKED", (2**20, 100))
+    names = {"a.jpg": bytes(2**23), "b.jpg": b"b"}
+    path = tar(tmp_path / "set.tar.gz", {"list.txt": bytes(2**19)})
+    assert len(list(Files(tmp_path))) == 1  # as a list of labels may shrink
+    path = tar(path, names)
+    if nested:
+        content = path.read_bytes()
+        path.unlink()
+        tar(tmp_path / "outer.tar", {"set.tar.gz": content})
+    with pytest.raises(ValueError, match="more is packed in it than images are, over 100 times its size"):
         list(Files(tmp_path))

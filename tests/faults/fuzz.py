@@ -202,8 +202,8 @@ def _weights(path: Path) -> None:
 
 
 def _tar(path: Path) -> None:
-    for _, contents in Files(path):
-        contents()
+    found = [contents() for _, contents in Files(path)]
+    _check_said(len(found) == 2)  # a header has a checksum: no file is lost without a word
 
 
 def _tars() -> list[bytes]:

@@ -13,8 +13,10 @@ from typing import Any
 
 LARGEST_FILE = 2**28  # bytes of one image or list of labels; more is no such thing
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
+LONGEST_NAME = 2**20  # bytes of a header that says a path or what else is known of a file
 _READS_BEYOND = 16
 DEEPEST = 3  # archives in archives
+PACKED = 2**30, 100  # bytes to which what is packed may expand in any case, and how many times its size beyond that
 _GZIP = b"\x1f\x8b"
 
 Read = Callable[[], bytes]  # the contents; to be called before the next file is asked for
@@ -94,18 +96,49 @@ def _compressed(path: Path) -> bool:
         return file.read(2) == _GZIP
 
 
-class _Ending:
-    """A file whose end is an error: `tarfile` would go on to ask for bytes that a size of the archive claims."""
+class _Counted:
+    """A file, and how many bytes were read of it."""
 
     def __init__(self, file: Any):
-        self._file, self._beyond = file, 0
+        self._file, self.so_far = file, 0
 
-    def read(self, size: int) -> bytes:
-        """The next bytes; the first times at the end none, with which an archive without padding ends."""
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
         found = self._file.read(size)
+        self.so_far += len(found)
+        return found
+
+
+class _Ending(_Counted):
+    """A file whose end is an error: `tarfile` would go on to ask for bytes that a size of the archive claims."""
+
+    def __init__(self, file: Any, packed: _Counted | None):
+        super().__init__(file)
+        self._packed, self._beyond = packed, 0
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; the first times at the end none, with which an archive without padding ends."""
+        found = super().read(size)
         self._beyond = 0 if found else self._beyond + 1
         if self._beyond > _READS_BEYOND:
             raise EOFError("it is shorter than it claims to be")
+        if self._packed and self.so_far > max(PACKED[0], PACKED[1] * self._packed.so_far):
+            raise EOFError(f"more is packed in it than images are, over {PACKED[1]} times its size")
+        return found
+
+
+class _Member(tarfile.TarInfo):
+    """A file of an archive; a damaged header is an error, where `tarfile` would take it for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        """What a header of 512 bytes says."""
+        try:
+            found = super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # pyright: ignore
+            raise tarfile.ReadError(f"damaged header, {error}") from error
+        if not found.isreg() and found.size > LONGEST_NAME:
+            raise tarfile.ReadError(f"a header of {found.size:,} bytes")
         return found
 
 
@@ -113,9 +146,10 @@ def _members(file: Any, archive: str) -> Iterator[tuple[str, Read]]:
     if archive.count("/") >= DEEPEST:  # the names of archives in archives
         raise ValueError(f"The archive {archive} lies in too many archives, more than {DEEPEST}. It is refused.")
     compressed = file.peek(2)[:2] == _GZIP
-    stream: Any = gzip.GzipFile(fileobj=file) if compressed else file
-    ending: Any = _Ending(stream)  # of a file all that `tarfile` asks for here
-    with _told_of(archive), tarfile.open(fileobj=ending, mode="r|") as tar:
+    packed = _Counted(file) if compressed else None
+    stream: Any = gzip.GzipFile(fileobj=packed) if compressed else file  # pyright: ignore[reportArgumentType]
+    ending: Any = _Ending(stream, packed)  # of a file all that `tarfile` asks for here
+    with _told_of(archive), tarfile.open(fileobj=ending, mode="r|", tarinfo=_Member) as tar:
         for member in tar:
             name = _checked(member, archive)
             if name and name.endswith(ARCHIVES):
@@ -123,8 +157,10 @@ def _members(file: Any, archive: str) -> Iterator[tuple[str, Read]]:
                 yield from ((f"{name}/{inside}", read) for inside, read in _members(inner, f"{archive}/{name}"))
             elif name:
                 yield name, lambda member=member: _contents(tar, member, archive)
-        while compressed and stream.read(2**20):  # to the end, where a missing piece shows
-            pass
+        rest: Any = tar.fileobj
+        while piece := rest.read(2**20):  # to the end, where a missing piece shows
+            if b"ustar" in piece:  # a header: zeros, as a download that was cut leaves them, look like the end
+                raise EOFError("files lie behind its end")
 
 
 @contextlib.contextmanager
