@@ -216,18 +216,19 @@ def _shuffle(config: GradientProbeConfig, split: _Rows) -> Iterator[tuple[np.nda
 
 
 def _moments(features: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature, or 1 where it is 0; in two passes, some rows at a time."""
+    """Mean, in float64, and standard deviation (1 for 0) of each feature; in two passes, some rows at a time."""
     blocks = [slice(at, at + rows) for at in range(0, len(features), rows)]
     mean = sum(np.asarray(features[block], np.float64).sum(axis=0) for block in blocks) / len(features)
     squares = (np.asarray(features[block], np.float64) - mean for block in blocks)
     variance = sum((block**2).sum(axis=0) for block in squares) / len(features)
-    return np.asarray(mean, np.float32), np.where(variance > 0, np.sqrt(variance), 1).astype(np.float32)
+    return np.asarray(mean), np.where(variance > 0, np.sqrt(variance), 1).astype(np.float32)
 
 
 def _scale(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     if not np.isfinite(features).all():
         raise ValueError("features must be finite, got NaN or infinity. Check the checkpoint they come from.")
-    return (features - mean[None]) / std[None]
+    near = np.asarray(mean, np.float32)  # what it lacks counts where the mean is far above the spread
+    return ((features - near[None]) - np.asarray(mean - near, np.float32)[None]) / std[None]
 
 
 def _check(name: str, split: Split, num_classes: int) -> _Rows:
