@@ -40,6 +40,29 @@ def test_over_a_sharded_batch_it_is_the_whole_batchs(axis_type):
     np.testing.assert_allclose(found, _oracle(_maps(), 0.5, 1e-4), rtol=2e-5)
 
 
+@pytest.mark.parametrize("how", ["pmap", "vmap", "shard_map, checked", "shard_map, unchecked"])
+def test_with_an_axis_name_it_is_that_of_all_devices(how):
+    def look(h):
+        return vc.diagnose(h, delta=0.5, axis_name="devices")
+
+    if how in ("pmap", "vmap"):
+        by_device = getattr(jax, how)(look, axis_name="devices")(_maps().reshape(8, 2, 3, 2, 6))
+        for value, expected in zip(by_device, _oracle(_maps(), 0.5, 1e-4), strict=True):
+            np.testing.assert_allclose(value, np.full(8, expected), rtol=2e-5)
+        return
+    mesh, split = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,)), PartitionSpec("devices")
+    specs = {"mesh": mesh, "in_specs": split, "out_specs": PartitionSpec()}
+    found = jax.jit(jax.shard_map(look, **specs, check_vma=how == "shard_map, checked"))(_maps())
+    np.testing.assert_allclose(found, _oracle(_maps(), 0.5, 1e-4), rtol=2e-5)
+
+
+def test_an_axis_name_that_is_not_bound_or_empty_is_refused():
+    with pytest.raises(ValueError, match="axis_name='devices' is not bound where statistics over it are asked for"):
+        vc.diagnose(jnp.asarray(_maps()), axis_name="devices")
+    with pytest.raises(ValueError, match=r"diagnose needs axis_name to be a string, .* got \(\)"):
+        vc.diagnose(jnp.asarray(_maps()), axis_name=())
+
+
 def test_collapsed_features_have_rank_one_and_no_unit_variance():
     line = jnp.outer(jnp.linspace(-1.0, 1.0, 512), 0.1 * jnp.cos(jnp.arange(256.0))) + 3.0
     assert np.isclose(vc.diagnose(line).effective_rank, 1.0, rtol=1e-3)

@@ -9,7 +9,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from vcreg_jax.metrics import covariance_statistics, entropy_rank, singular_values_of
-from vcreg_jax.statistics import explicit_sharding, mean_and_covariance, shard_axes
+from vcreg_jax.statistics import (
+    check_axis_name,
+    explicit_sharding,
+    mean_and_covariance,
+    num_samples,
+    sample_axes,
+)
 
 
 class Diagnosis(NamedTuple):
@@ -22,22 +28,32 @@ class Diagnosis(NamedTuple):
     effective_rank: Float[Array, ""]  # between 1 and d, of the centred features
 
 
-def diagnose(h: Float[Array, "*samples d"], *, delta: float | None = None, eps: float = 1e-4) -> Diagnosis:
+def diagnose(
+    h: Float[Array, "*samples d"],
+    *,
+    delta: float | None = None,
+    eps: float = 1e-4,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Diagnosis:
     """The `Diagnosis` of features `h` of shape `(*samples, d)`, every leading axis counting as samples.
 
-    `delta` and `eps` are those of the `VCReg` whose share of work is asked for. Costs one product x'x and the
+    `delta`, `eps` and `axis_name` are those of the `VCReg` whose share of work is asked for: with an axis name of an
+    enclosing pmap, vmap or shard_map it is the diagnosis of the rows on all its devices. Costs one product x'x and the
     eigenvalues of one d x d matrix; over a sharded batch one all-reduce. Statistics are float32 or wider.
 
     Raises:
-      ValueError: for fewer than two axes or two samples, or for what is no floating-point array.
+      ValueError: for fewer than two axes or two samples, for what is no floating-point array, or for an axis name that
+        is not bound.
     """
-    if h.ndim < 2 or h.size // max(h.shape[-1], 1) < 2 or not jnp.issubdtype(h.dtype, jnp.floating):
+    check_axis_name("diagnose", axis_name)
+    axes = sample_axes(h, axis_name)
+    if h.ndim < 2 or not h.size or num_samples(h, axes) < 2 or not jnp.issubdtype(h.dtype, jnp.floating):
         raise ValueError(
             f"diagnose needs floating-point features of shape (*samples, d) with at least two samples, got "
             f"{h.dtype}{list(h.shape)}."
         )
-    if (explicit := explicit_sharding(h)) is None:
-        return diagnose_covariance(mean_and_covariance(h, shard_axes(h))[1], delta=delta, eps=eps)
+    if axis_name is not None or (explicit := explicit_sharding(h)) is None:
+        return diagnose_covariance(mean_and_covariance(h, axes)[1], delta=delta, eps=eps)
     mesh, spec = explicit
 
     def covariance(h: Array) -> Array:

@@ -60,8 +60,8 @@ def sample_axes(h: Array, axis_name: str | tuple[str, ...] | None) -> tuple[str,
         lax.axis_size(axes)
     except NameError:
         raise ValueError(
-            f"axis_name={axis_name!r} is not bound where the regularizer is differentiated. Do that inside of a pmap, "
-            "vmap or shard_map with this axis name; under jit alone leave axis_name out."
+            f"axis_name={axis_name!r} is not bound where statistics over it are asked for. Differentiate or diagnose "
+            "inside of a pmap, vmap or shard_map with this axis name; under jit alone leave axis_name out."
         ) from None
     return axes
 
