@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import safetensors
 
-from configs import digits
+import vcreg_jax as vc
+from configs import digits, strength_digits, table2_small
 from train.__main__ import main
 from train.config import LARS, SGD, AdamW, Cosine, EMAConfig, Experiment, MeshConfig, ProbeConfig, StepDecay
+from train.experiments.grid import Strengths
+from train.experiments.two_moons import Method, TwoMoons
 from train.files import json_files
 from train.interop import convert, saved_config
 from train.run import folder, hosts
@@ -46,6 +49,32 @@ REFUSED |= {
 }
 
 
+MOONS = TwoMoons("moons", {"one": (4,)}, {"plain": Method()})
+OTHERS = {  # each with what its message says
+    "VCReg needs alpha": lambda: vc.VCReg(alpha=math.inf),
+    "VCReg needs beta": lambda: vc.VCReg(beta=-0.1),
+    "DeCov needs weight": lambda: vc.DeCov(math.inf),
+    "WLDReg needs diversity": lambda: vc.WLDReg(diversity=math.nan),
+    "NTXent needs temperature": lambda: vc.losses.NTXent(0.0),
+    "NTXent needs sum_views": lambda: vc.losses.NTXent(sum_views=-1.0),
+    "VICReg needs variance": lambda: vc.losses.VICReg(variance=math.nan),
+    "BarlowTwins needs redundancy": lambda: vc.losses.BarlowTwins(redundancy=-0.1),
+    "Strengths must be": lambda: Strengths(vc.Sites(), (0.1, -0.1), (0.1,)),
+    "A grid's learning rates must be": lambda: replace(strength_digits.get_config(), learning_rates=(math.nan,)),
+    "a number that cannot be meant": lambda: Method(dropout=1.0),
+    "a number that cannot be meant: .*steps=0": lambda: Method(steps=0),
+    "Two moons need": lambda: replace(MOONS, noise=-0.1),
+    "Two moons need steps": lambda: replace(MOONS, samples=0),
+    "Two moons need .* widths": lambda: replace(MOONS, networks={"one": (0,)}),
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_so_are_they_in_regularizers_losses_grids_and_figures(message):
+    with pytest.raises(ValueError, match=message):
+        OTHERS[message]()
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_numbers_that_cannot_be_meant_are_refused(name):
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got "):
@@ -58,6 +87,19 @@ def test_numbers_that_cannot_be_meant_are_refused(name):
 def test_seeds_are_different_and_of_32_bits(seeds, message):
     with pytest.raises(ValueError, match=message):
         Experiment("a", "a", TRAIN, {}, seeds=seeds)
+    whole, table, grid = digits.get_config(), table2_small.get_config(), strength_digits.get_config()
+    for config in (whole, table, grid, MOONS):
+        with pytest.raises(ValueError, match=message):
+            replace(config, seeds=seeds)
+    with pytest.raises(ValueError, match=message):
+        replace(grid, search_seeds=seeds)
+
+
+@pytest.mark.parametrize("size", ["0", "-5"])
+def test_a_side_of_images_that_is_none_is_refused(tmp_path, size, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(tmp_path), "--to", "stablehlo", "--image-size", size])
+    assert stop.value.code == 2 and f"side must be at least 1, got {size}" in capsys.readouterr().err
 
 
 def test_a_number_from_the_command_line_is_refused_in_one_line(capsys):

@@ -4,6 +4,7 @@ Functions `h -> h` like VCReg, made for the input of the classifier: `Sites(feat
 """
 
 import functools
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -51,7 +52,7 @@ class DeCov:
     axis_name: str | tuple[str, ...] | None = None  # over whose devices the batch is split, as for VCReg
 
     def __post_init__(self) -> None:
-        if isinstance(self.weight, int | float) and not self.weight >= 0:
+        if isinstance(self.weight, int | float) and not 0 <= self.weight < math.inf:
             raise ValueError(f"DeCov needs weight >= 0, got {self.weight}.")
         check_axis_name("DeCov", self.axis_name)
         VCReg(scope=self.scope)  # which refuses what is no scope
@@ -120,7 +121,7 @@ class WLDReg:
     def __post_init__(self) -> None:
         for name in ("diversity", "activation"):
             weight = getattr(self, name)
-            if isinstance(weight, int | float) and not weight >= 0:
+            if isinstance(weight, int | float) and not 0 <= weight < math.inf:
                 raise ValueError(f"WLDReg needs {name} >= 0, got {weight}.")
         for name in ("gamma", "jitter"):
             if not getattr(self, name) > 0:

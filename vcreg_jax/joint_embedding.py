@@ -5,7 +5,9 @@ other; a scalar comes out, in float32 or wider. Under `jit` over a mesh of auto 
 those of the whole sharded batch, and gradients flow through what is gathered for it.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, nn
@@ -38,6 +40,7 @@ class NTXent:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"NTXent needs temperature > 0, got {self.temperature}.")
+        _check_weights(self, "sum_views")
 
     def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
         """The loss above."""
@@ -67,7 +70,7 @@ class VICReg:
     https://github.com/facebookresearch/vicreg/blob/4e12602fd495af83efd1631fbe82523e6db092e0/main_vicreg.py#L194
 
     Raises:
-      ValueError: when called, for a batch of one or views that do not match.
+      ValueError: for a negative or infinite weight; when called, for a batch of one or views that do not match.
     """
 
     similarity: float = 25.0
@@ -76,6 +79,9 @@ class VICReg:
     eps: float = 1e-4
     sum_variance_over_views: bool = False
     covariance_per_pair: bool = False
+
+    def __post_init__(self) -> None:
+        _check_weights(self, "similarity", "variance", "covariance", "eps")
 
     def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
         """The loss above."""
@@ -105,12 +111,15 @@ class BarlowTwins:
     together. `scale` is 1 there, and 0.025 or 0.1 in solo-learn.
 
     Raises:
-      ValueError: when called, for a batch of one or views that do not match.
+      ValueError: for a negative or infinite weight; when called, for a batch of one or views that do not match.
     """
 
     redundancy: float = 0.0051
     scale: float = 1.0
     eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_weights(self, "redundancy", "scale", "eps")
 
     def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
         """The loss above."""
@@ -127,6 +136,12 @@ def _check(name: str, first: Array, second: Array) -> tuple[Array, Array]:
             f"{second.shape}. Take larger batches, and one projector for both views."
         )
     return first.astype(statistics_dtype(first)), second.astype(statistics_dtype(second))
+
+
+def _check_weights(loss: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(loss, name) < math.inf:
+            raise ValueError(f"{type(loss).__name__} needs {name} >= 0, got {getattr(loss, name)}.")
 
 
 def _unit_rows(z: Array) -> Array:

@@ -129,7 +129,7 @@ class VCReg:
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
             weight = getattr(self, name)
-            if isinstance(weight, int | float) and not weight >= 0:
+            if isinstance(weight, int | float) and not 0 <= weight < math.inf:
                 raise ValueError(f"VCReg needs {name} >= 0, got {weight}.")
         if self.delta is not None and not self.delta > 0:
             raise ValueError(f"VCReg needs delta > 0, or None for no clipping, got {self.delta}.")

@@ -5,6 +5,7 @@ it is moved is drawn on the host as for any other run, so a setting's training i
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,10 @@ class Strengths:
     alphas: tuple[float, ...]
     betas: tuple[float, ...]
 
+    def __post_init__(self):
+        if bad := [strength for strength in (*self.alphas, *self.betas) if not 0 <= strength < math.inf]:
+            raise ValueError(f"Strengths must be at least 0 and finite, got {bad[0]}.")
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -68,6 +73,8 @@ class Grid:
     def __post_init__(self):
         check_seeds(self.seeds)
         check_seeds(self.search_seeds)
+        if bad := [rate for rate in (*self.learning_rates, *self.baseline_learning_rates) if not 0 <= rate < math.inf]:
+            raise ValueError(f"A grid's learning rates must be at least 0 and finite, got {bad[0]}.")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ as in Figure_3/moon_fig_3.py of github.com/mpezeshki/Gradient_Starvation at 6780
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import make_moons
 
 import vcreg_jax as vc
+from train.config import check_seeds
 
 GRID, EDGE = 100, 2.0  # the function is seen at GRID x GRID points of [-EDGE, EDGE]^2
 
@@ -39,6 +41,12 @@ class Method:
     regularizer: vc.Regularizer = vc.identity  # of the output of every hidden layer
     widths: tuple[int, ...] | None = None  # of the hidden layers, in place of the network's
 
+    def __post_init__(self):
+        sizes = (self.learning_rate, self.weight_decay, self.spectral_decoupling)
+        whole = min((self.steps, *(self.widths or ())))
+        if not (all(0 <= size < math.inf for size in sizes) and 0 <= self.dropout < 1 and whole >= 1):
+            raise ValueError(f"A method has a number that cannot be meant: {self}.")
+
 
 @dataclass(frozen=True)
 class TwoMoons:
@@ -53,6 +61,16 @@ class TwoMoons:
     noise: float = 0.1
     margin: float = 0.1  # between the classes along the axis that separates them; half of it on each side
     runs_directory: str = "runs"
+
+    def __post_init__(self):
+        check_seeds(self.seeds)
+        widths = [width for each in self.networks.values() for width in each]
+        whole = min((self.steps, self.samples // 4, *widths))
+        if not (0 <= self.noise < math.inf and 0 <= self.margin < math.inf and whole >= 1):
+            raise ValueError(
+                "Two moons need steps and widths of at least 1, four samples, and no noise or margin below 0, got "
+                f"{self.steps}, {widths}, {self.samples}, {self.noise} and {self.margin}."
+            )
 
 
 class Found(NamedTuple):
