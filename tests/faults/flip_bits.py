@@ -17,19 +17,27 @@ from pathlib import Path
 
 import numpy as np
 
+from configs import digits
 from tests.faults import victim
+from train.config import Experiment
 from train.data import pipeline
-from train.files import json_files
+from train.files import arrays, json_files
 from train.run import folder as run_folder
 from train.run.checkpoint_format import read_arrays
+from train.trainer import features
 
 FLIPS, SEED = 1000, 0
+
+
+def get_config() -> Experiment:
+    """This file is also the run's config: a victim whose features are kept and probed."""
+    return replace(victim.get_config(), targets=digits.get_config().targets)
 
 
 def main(folder: Path, flips: int = FLIPS) -> None:
     """Prints what became of the flips, half of them in any file with the same chance, half anywhere; fails for one
     that is silent."""
-    run = victim.Victim(victim.fresh(folder / "flipped"), "--train.steps", "60")
+    run = victim.Victim(victim.fresh(folder / "flipped"), "--train.steps", "60", config=__file__)
     assert run.finish() == 0, run.said()
     parts = {folder / "flipped" / "victim": _read_run, folder / "data" / "digits": _read_data}
     files = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
@@ -79,6 +87,15 @@ def _read_run(folder: Path) -> dict[str, str]:
             found[str(path)] = json_files.text_hash(json_files.read(path))
     for path in folder.rglob("metrics.jsonl"):
         found[str(path)] = json_files.text_hash(json_files.read_lines(path.read_text(), path))
+    for path in folder.rglob(run_folder.ARRAYS):
+        for name, array in arrays.read(path).items():
+            found[f"{path}/{name}"] = hashlib.sha256(array.tobytes()).hexdigest()
+    for path in folder.rglob("features/*/index.json"):
+        described = {
+            name: value for name, value in json_files.read(path).items() if name not in ("shape", "files_sha256")
+        }
+        kept = b"".join(np.ascontiguousarray(array).tobytes() for array in features._opened(path.parent, described))
+        found[str(path)] = hashlib.sha256(kept).hexdigest()
     for path in folder.rglob("checkpoints/[0-9]*"):
         for name, array in read_arrays(path.absolute())[0].items():
             found[f"{path}/{name}"] = hashlib.sha256(np.asarray(array).tobytes()).hexdigest()

@@ -29,14 +29,15 @@ def get_config() -> Experiment:
 class Victim:
     """One run folder in `folder`, and the process that works on it."""
 
-    def __init__(self, folder: Path, *options: str):
-        self.folder, self._options = folder, options
+    def __init__(self, folder: Path, *options: str, config: str = __file__):
+        self.folder, self._options, self._config = folder, options, config
         self._run = folder / "victim" / "VCReg" / "seed0"
         self.checkpoints = self._run / "checkpoints"
 
     def start(self) -> subprocess.Popen:
         """`python -m train run`; programs are compiled once and kept, as JAX offers."""
-        command = [sys.executable, "-m", "train", "run", __file__, "--runs-directory", str(self.folder), *self._options]
+        command = [sys.executable, "-m", "train", "run", self._config, "--runs-directory", str(self.folder)]
+        command += self._options
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.folder.parent / "compiled"), "JAX_PLATFORMS": "cpu"}
         cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         error = (self.folder.parent / f"{self.folder.name}.stderr").open("a")
