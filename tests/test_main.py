@@ -147,3 +147,22 @@ def test_of_a_messages_line_breaks_those_before_list_entries_stay(monkeypatch, c
     with pytest.raises(SystemExit):
         main(["data", "digits"])
     assert capsys.readouterr().err == "error: needed:\n  a.tar\n  b.tar and more\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import train.nothing\n", "line 1: ModuleNotFoundError: No module named 'train.nothing'"),
+        ("x = 1\n\ndef get_config(:\n", "line 3: SyntaxError: "),
+        ("def get_config():\n    return Experiment()\n", "line 2: NameError: name 'Experiment' is not defined"),
+        ("def get_config():\n    return None.name\n\ndef sweep():\n    return {}[1]\n", "line 2: AttributeError"),
+    ],
+)
+def test_an_error_in_a_config_is_one_line_with_its_place(tmp_path, capsys, code, message):
+    path = tmp_path / "mine.py"
+    path.write_text(code)
+    with pytest.raises(SystemExit) as stop:
+        main(["run", str(path)])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {path}, {message}")

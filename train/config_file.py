@@ -1,6 +1,9 @@
 """Config files: Python under `configs/` with a function `get_config`, and perhaps `sweep`, which names its points."""
 
+import contextlib
 import importlib.util
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,13 @@ def load(path: Path, point: str | None = None) -> Any:
     """The config that the file has, or the named point of its sweep.
 
     Raises:
-      ValueError: for a point that is not there, with those that are known; for a file without `get_config`.
+      ValueError: for a point that is not there, with those that are known; for a file without `get_config`, or whose
+        code fails, with the line.
     """
     if point is None:
-        return _module(path).get_config()
+        module = _module(path)
+        with _errors_named(path):
+            return module.get_config()
     known = points(path)
     if point not in known:
         names = list(filter(None, known))
@@ -44,14 +50,30 @@ def load(path: Path, point: str | None = None) -> Any:
 def points(path: Path) -> dict[str, Any]:
     """The points of the file's sweep by name, or the one config that it has under the empty name; raises as `load`."""
     module = _module(path)
-    return module.sweep() if hasattr(module, "sweep") else {"": module.get_config()}
+    with _errors_named(path):
+        return module.sweep() if hasattr(module, "sweep") else {"": module.get_config()}
 
 
 def _module(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # a file ending in .py always has both
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _errors_named(path):
+        spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} needs a function get_config() that returns an experiment.")
     return module
+
+
+@contextlib.contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """What the file's own code raises, as one line with its place; a ValueError says by itself what is wrong."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        line = error.lineno if isinstance(error, SyntaxError) else (own or [None])[-1]
+        place = f"{path}, line {line}" if line else str(path)
+        raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
