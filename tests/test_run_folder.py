@@ -1,5 +1,6 @@
 import json
 import os
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -137,3 +138,31 @@ def test_a_torn_line_of_metrics_is_dropped_and_lines_wait_while_the_disk_is_full
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     assert lines[3].items() >= {"step": 3, "split": "warning", "message": "the disk is full"}.items()
+
+
+def test_tensorboards_curves_end_with_a_line_where_the_disk_is_full_and_the_run_goes_on(tmp_path, capsys):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0, tensorboard=True)
+    metrics.write(0, "train", {"loss": 0.5})
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        for step in range(1, 40):
+            metrics.write(step, "train", {"loss": 0.25, "accuracy": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    metrics.write(40, "train", {"loss": 0.125})
+    metrics.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 41
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "ends here: File too large. A restart makes it anew." in said
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    content, records = file.read_bytes(), 0
+    while content:  # whole records, as TFRecord frames them
+        (length,) = struct.unpack("<Q", content[:8])
+        assert len(content) >= 16 + length
+        content, records = content[16 + length :], records + 1
+    assert records > 1
+    MetricsFile(tmp_path / "metrics.jsonl", 41, tensorboard=True).close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert file.stat().st_size > 2000

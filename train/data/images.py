@@ -1,6 +1,7 @@
 """From an image file's bytes to pixels, and what may be wrong with it on the way."""
 
 import io
+import logging
 import warnings
 from typing import Literal
 
@@ -18,6 +19,7 @@ LONGEST = 200  # sides that the longer one may have of the shorter: resized to 2
 # Pillow refuses at twice its limit and warns at once it; here both are bad images.
 warnings.filterwarnings("ignore", module="PIL")  # of EXIF and TIFF entries, a line for every image
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong with a file is said once, with its name
 
 
 class BadImageError(ValueError):
