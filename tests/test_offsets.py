@@ -207,7 +207,7 @@ def test_the_gradient_probe_standardizes_as_scikit_learn_and_pytorch_do_in_float
 
     h = np.array(features(4096, 6, mean=mean, std=std))
     h[:, 5] = 0.1
-    ours = gradient_probe._scaled(h, *gradient_probe._moments(h, rows=1000))
+    ours = gradient_probe._scale(h, *gradient_probe._moments(h, rows=1000))
     wide = torch.tensor(h, dtype=torch.float64)
     expected = np.array(StandardScaler().fit_transform(np.float64(h)))
     np.testing.assert_allclose(ours[:, :5], expected[:, :5], atol=FLOAT32)

@@ -24,7 +24,7 @@ def small_disk():
 
 
 def _arrays(path, size):
-    with whole_files.written(path) as partial, partial.open("wb") as file:
+    with whole_files.replace(path) as partial, partial.open("wb") as file:
         np.savez(file, noise=np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
 
 

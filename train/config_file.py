@@ -36,7 +36,7 @@ def load(path: Path, point: str | None = None) -> Any:
     """
     if point is None:
         module = _module(path)
-        with _errors_named(path):
+        with _name_errors(path):
             return module.get_config()
     known = points(path)
     if point not in known:
@@ -50,7 +50,7 @@ def load(path: Path, point: str | None = None) -> Any:
 def points(path: Path) -> dict[str, Any]:
     """The points of the file's sweep by name, or the one config that it has under the empty name; raises as `load`."""
     module = _module(path)
-    with _errors_named(path):
+    with _name_errors(path):
         return module.sweep() if hasattr(module, "sweep") else {"": module.get_config()}
 
 
@@ -58,7 +58,7 @@ def _module(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # a file ending in .py always has both
     module = importlib.util.module_from_spec(spec)
-    with _errors_named(path):
+    with _name_errors(path):
         spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} needs a function get_config() that returns an experiment.")
@@ -66,7 +66,7 @@ def _module(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
+def _name_errors(path: Path) -> Iterator[None]:
     """What the file's own code raises, as one line with its place; a ValueError says by itself what is wrong."""
     try:
         yield

@@ -94,7 +94,7 @@ def _read_run(folder: Path) -> dict[str, str]:
         described = {
             name: value for name, value in json_files.read(path).items() if name not in ("shape", "files_sha256")
         }
-        kept = b"".join(np.ascontiguousarray(array).tobytes() for array in features._opened(path.parent, described))
+        kept = b"".join(np.ascontiguousarray(array).tobytes() for array in features._open(path.parent, described))
         found[str(path)] = hashlib.sha256(kept).hexdigest()
     for path in folder.rglob("checkpoints/[0-9]*"):
         for name, array in read_arrays(path.absolute())[0].items():

@@ -37,7 +37,7 @@ def prepare(folder: Path) -> None:
     needed = sum(path.stat().st_size for path in prepared.iterdir()) // 1024
     sizes, refused = [4, 64, 512, *range(needed - 60, needed + 120, 4)], 0
     for kilobytes in sizes:
-        with mounted(disk, f"{kilobytes}k"):
+        with mount(disk, f"{kilobytes}k"):
             try:
                 hashes.check(builders.prepare("noise", source, disk))
             except OSError as error:
@@ -53,7 +53,7 @@ def commands(folder: Path) -> None:
     whole, disk = folder / "finished", folder / "disk_commands"
     if not (whole / "digits" / "experiment.json").exists():
         _run("run", "configs/digits.py", "--train.steps", "60", "--seeds", "0", "--runs-directory", str(whole))
-    with mounted(disk, f"{MEGABYTES}m"):
+    with mount(disk, f"{MEGABYTES}m"):
         shutil.copytree(whole / "digits", disk / "digits")
         _fill(disk / "ballast")
         before, seed = _bits(disk), disk / "digits" / "VCReg" / "seed0"
@@ -89,7 +89,7 @@ def _bits(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def mounted(disk: Path, size: str) -> Iterator[None]:
+def mount(disk: Path, size: str) -> Iterator[None]:
     """A file system of that size on the folder."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(fresh(disk))], check=True)
     try:
@@ -104,7 +104,7 @@ def run(folder: Path) -> None:
     assert straight.finish() == 0, straight.said()
     for on_save_error in ("continue", "stop"):
         disk = folder / f"disk_{on_save_error}"
-        with mounted(disk, f"{MEGABYTES}m"):
+        with mount(disk, f"{MEGABYTES}m"):
             victim = Victim(disk, "--train.checkpoints.on-save-error", on_save_error)
             process, ballast = victim.start(), disk / "ballast"
             assert wait_for(lambda v=victim: v.step() >= 60, process), victim.said()

@@ -71,7 +71,7 @@ def run(
                 left -= 1
             result = describe(settings, facts, rows, command)
             whole_files.write(json_path, json.dumps(result, indent=1) + "\n")
-            with whole_files.written(json_path.with_suffix(".svg")) as partial:
+            with whole_files.replace(json_path.with_suffix(".svg")) as partial:
                 picture(result["rows"]).savefig(partial, format="svg", facecolor="white", metadata={"Date": None})
     print(f"\n{markdown(result['rows'])}\n\n{json_path} and {json_path.with_suffix('.svg')}")
     return result

@@ -18,7 +18,7 @@ def fields(features: Any) -> list[str]:
 
 def save(folder: Path, split: str, labels: dict[str, np.ndarray]) -> None:
     """Keeps the labels of a split beside the data set, whole or not at all."""
-    with whole_files.written(_path(folder, split)) as partial, partial.open("wb") as file:
+    with whole_files.replace(_path(folder, split)) as partial, partial.open("wb") as file:
         np.savez(file, **labels)  # pyright: ignore[reportArgumentType]
 
 

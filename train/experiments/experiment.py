@@ -119,7 +119,7 @@ def _train_and_test(config: Experiment, arm: str, candidate: Candidate, seed: in
     if not hosts.is_first():
         return
     if arrays:
-        with whole_files.written(directory / ARRAYS) as partial, partial.open("wb") as file:
+        with whole_files.replace(directory / ARRAYS) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
         result[ARRAYS_HASH] = file_hash(directory / ARRAYS)
     write_json(directory / "result.json", result)

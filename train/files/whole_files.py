@@ -15,12 +15,12 @@ def write(path: Path, content: str | bytes) -> None:
     Raises:
       OSError: naming the file, which is as it was before.
     """
-    with written(path) as partial:
+    with replace(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[Path]:
+def replace(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to: what is there at the end takes its place; raises as `write`."""
     target = path.resolve()
     plain = target.is_file() or not path.exists()  # and no /dev/stdout

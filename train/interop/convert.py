@@ -246,7 +246,7 @@ def _read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _write(target: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> None:
     library = _import("safetensors.numpy" if target.suffix == ".safetensors" else "torch")
-    with whole_files.written(target) as partial:
+    with whole_files.replace(target) as partial:
         try:
             if target.suffix == ".safetensors":
                 library.save_file(tensors, partial, about)

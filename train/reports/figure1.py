@@ -92,7 +92,7 @@ def _train(config: TwoMoons, widths: tuple[int, ...], method: Method, folder: Fi
     found = train(config, widths, method)
     print(f"{time.perf_counter() - began:.0f} s: ", end="")
     folder.mkdir(exist_ok=True)
-    with whole_files.written(path) as partial, partial.open("wb") as file:
+    with whole_files.replace(path) as partial, partial.open("wb") as file:
         np.savez(file, **found._asdict())
     return found
 

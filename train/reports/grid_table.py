@@ -171,7 +171,7 @@ def write(name: str, tables: Sequence[GridTable], folder: Path) -> Path:
     for table in tables:
         if table.search:
             path = folder / f"{table.config.name}.svg"
-            with whole_files.written(path) as partial:
+            with whole_files.replace(path) as partial:
                 heat_map(table).savefig(partial, format="svg", facecolor="white", metadata={"Date": None})
     path = folder / f"{name}.html"
     body = "".join(_section(table, f"{name}{index}-") for index, table in enumerate(tables))
