@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from train.config import Experiment
+from configs import digits
+from train.config import Experiment, Pretraining
 from train.experiments import experiment
 from train.experiments.grid import Grid
 from train.experiments.two_moons import TwoMoons
@@ -59,3 +60,9 @@ def _with_stand_in(train):
         in_memory=False,
     )
     return replace(train, data=data)
+
+
+def test_a_config_of_an_earlier_version_without_targets_is_an_experiment_without_them():
+    recipe = digits.get_config()
+    given = {"arms": {"VCReg": recipe.arms["VCReg"]}, "runs_directory": "elsewhere"}
+    assert Pretraining("a", recipe.train, **given) == Experiment("a", "a", recipe.train, seeds=(0,), **given)

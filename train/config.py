@@ -348,3 +348,14 @@ class Experiment:
 
     def __post_init__(self):
         check_seeds(self.seeds if self.tuning_seed is None else (*self.seeds, self.tuning_seed))
+
+
+def Pretraining(  # noqa: N802 - the name of a class that there was
+    name: str,
+    train: TrainConfig,
+    arms: Mapping[str, Sites],
+    seeds: tuple[int, ...] = (0,),
+    runs_directory: str = "runs",
+) -> Experiment:
+    """Return an experiment without targets, under the name by which configs of earlier versions ask for one."""
+    return Experiment(name, name, train, arms, seeds=seeds, runs_directory=runs_directory)
