@@ -1,5 +1,7 @@
 """Masks against the kept rows alone, and channels first against the axis moved by NumPy, in float64."""
 
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vcreg_jax as vc
 from tests.reference import finite_differences
+from tests.test_sharding import collectives
 
 WLD = {"diversity": 0.7, "activation": 0.3, "gamma": 2.0}
 REGS = {
@@ -150,11 +153,68 @@ def test_no_regularizer_stays_none():
             'scale="algorithm_1" in groups',
         ),
         (lambda h: vc.masked(vc.VCReg(sample=2), np.ones(4, bool)), "sample > 1"),
-        (lambda h: vc.masked(vc.explicit(vc.VCReg()), np.ones(4, bool)), "masked takes VCReg, DeCov or WLDReg"),
+        (
+            lambda h: vc.masked(vc.explicit(vc.VCReg()), np.ones(4, bool)),
+            "masked takes VCReg, DeCov or a regularizer whose penalty takes keep",
+        ),
         (lambda h: vc.on_axis(vc.VCReg(), 3)(h), r"on_axis\(3\) needs features with that axis, got shape \(4, 5, 2\)"),
         (lambda h: vc.on_axis(lambda h: h, 1), "a penalty and a gradient"),
     ],
 )
 def test_what_does_not_fit_is_said(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(jnp.ones((4, 5, 2)))
+
+
+# Time
+
+
+@every_reg
+def test_per_step_is_the_mean_of_every_steps_own(reg, x64):
+    h = features(8, 3, 2, 4)  # batch, time, more positions
+    steps = [jnp.asarray(h[:, t]) for t in range(3)]
+    own = vc.over_time(reg, "per_step")
+    np.testing.assert_allclose(own.penalty(jnp.asarray(h)), np.mean([reg.penalty(s) for s in steps]), rtol=1e-12)
+    expected = np.stack([np.asarray(reg.gradient(s)) / 3 for s in steps], axis=1)
+    np.testing.assert_allclose(added(own, jnp.asarray(h)), expected, rtol=1e-10, atol=1e-16)
+    last = vc.over_time(reg, "per_step", axis=-2)
+    expected = np.stack([np.asarray(reg.gradient(jnp.asarray(h[:, :, t]))) / 2 for t in range(2)], axis=2)
+    np.testing.assert_allclose(added(last, jnp.asarray(h)), expected, rtol=1e-10, atol=1e-16)
+    assert vc.over_time(reg, "pooled") is reg and vc.over_time(vc.identity, "per_step") is vc.identity
+
+
+@every_reg
+def test_steps_of_sequences_of_several_lengths_count_their_own_rows(reg, x64):
+    h, lengths = features(8, 3, 4), np.array([3, 3, 3, 2, 2, 3, 1, 3])
+    mask = np.arange(3)[None] < lengths[:, None]
+    h[~mask] = np.nan
+    own = vc.masked(vc.over_time(reg, "per_step"), mask)
+    kept = [jnp.asarray(h[mask[:, t], t]) for t in range(3)]
+    np.testing.assert_allclose(own.penalty(jnp.asarray(h)), np.mean([reg.penalty(k) for k in kept]), rtol=1e-12)
+    gradient = np.asarray(added(own, jnp.asarray(h)))
+    for t in range(3):
+        np.testing.assert_allclose(gradient[mask[:, t], t], np.asarray(reg.gradient(kept[t])) / 3, rtol=1e-10)
+    np.testing.assert_array_equal(gradient[~mask], 0.0)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_per_step_on_eight_devices_is_the_same_for_one_all_reduce(axis_type, x64):
+    h, reg = features(16, 3, 4), vc.over_time(vc.VCReg(0.7, 0.3), "per_step")
+    expected = added(reg, jnp.asarray(h))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(h, NamedSharding(mesh, PartitionSpec("data")))
+        np.testing.assert_allclose(jax.jit(lambda h: added(reg, h))(split), expected, rtol=1e-10, atol=1e-16)
+        assert collectives(reg.gradient, split) == Counter({"all-reduce": 1})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda h: vc.over_time(vc.VCReg(), "per_step", axis=2)(h), "axis=2 needs features with that axis before"),
+        (lambda h: vc.over_time(lambda h: h, "per_step"), "over_time takes a regularizer with a penalty"),
+    ],
+)
+def test_what_has_no_time_is_said(make, message):
     with pytest.raises(ValueError, match=message):
         make(jnp.ones((4, 5, 2)))

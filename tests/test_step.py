@@ -180,3 +180,26 @@ def test_images_are_erased_and_mixed_by_groups_before_the_network_sees_them(devi
     shares = share * np.eye(2)[batch["label"]] + (1 - share) * np.eye(2)[batch["label"][partner]]
     np.testing.assert_allclose(metrics["loss"], -((0.9 * shares + 0.05) * log_p).sum(axis=1).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], (log_p.argmax(1) == shares.argmax(1)).mean(), atol=1e-6)
+
+
+def test_regularizers_with_directions_have_those_of_the_step():
+    """Against the written-out penalty with the directions that the step before this one has counted to."""
+    batch, reg = _batch(), vc.SIGReg(weight=1.0, slices=3)
+    first, one, _, _ = _one_step(vc.Sites(features=reg), batch, steps=1)
+    _, two, _, _ = _one_step(vc.Sites(features=reg), batch, steps=2)
+
+    def objective(params, step, weight):
+        graphdef, _, stats = split(_model(vc.Sites()))
+        logits, features = nnx.merge(graphdef, params, stats)(jnp.asarray((batch["image"] / 255.0 - 0.3) / 0.4))
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], 2), 0.1)
+        task = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+        return task + weight * reg.at_step(step).penalty(features)
+
+    for before, after, step in ((first, one, 0), (one, two, 1)):
+        expected, with_others, without = (
+            jax.grad(objective)(before["params"], s, w) for s, w in ((step, 1.0), (1 - step, 1.0), (step, 0.0))
+        )
+        moved = jax.tree.map(lambda a, b: (a - b) / 0.1, before["params"], after["params"])
+        norm = optax.tree.norm(optax.tree.sub(expected, without))
+        assert optax.tree.norm(optax.tree.sub(moved, expected)) < 1e-3 * norm
+        assert optax.tree.norm(optax.tree.sub(moved, with_others)) > 0.1 * norm

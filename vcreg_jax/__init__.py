@@ -4,20 +4,30 @@ from vcreg_jax import linen, losses, metrics, mine, models, probes, torch_weight
 from vcreg_jax.attach import attach, detach
 from vcreg_jax.baselines import DeCov, WLDReg
 from vcreg_jax.check import Reach, check
+from vcreg_jax.decorrelation import Decorrelation
 from vcreg_jax.diagnose import Diagnosis, diagnose
-from vcreg_jax.layouts import masked, on_axis
+from vcreg_jax.directions import at_step
+from vcreg_jax.koleo import KoLeo
+from vcreg_jax.layouts import masked, on_axis, over_time
 from vcreg_jax.regularizers import Regularizer, Sites, VCReg, explicit, identity
+from vcreg_jax.sigreg import SIGReg
+from vcreg_jax.weak_sigreg import WeakSIGReg
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DeCov",
+    "Decorrelation",
     "Diagnosis",
+    "KoLeo",
     "Reach",
     "Regularizer",
+    "SIGReg",
     "Sites",
     "VCReg",
     "WLDReg",
+    "WeakSIGReg",
+    "at_step",
     "attach",
     "check",
     "detach",
@@ -31,6 +41,7 @@ __all__ = [
     "mine",
     "models",
     "on_axis",
+    "over_time",
     "probes",
     "torch_weights",
 ]

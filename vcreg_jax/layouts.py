@@ -1,10 +1,11 @@
-"""Regularizers for features that lie otherwise: on another axis than the last, or with rows that do not count.
+"""Regularizers for features that lie otherwise: on another axis than the last, with time, with rows that do not count.
 
 Each is a function of a regularizer that returns a regularizer, so they nest and go wherever one goes.
 """
 
+import inspect
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, pytree, refuse_class
-from vcreg_jax.baselines import DeCov, WLDReg
+from vcreg_jax.baselines import DeCov
 from vcreg_jax.regularizers import VCReg, identity
 from vcreg_jax.statistics import (
     explicit_sharding,
@@ -40,6 +41,24 @@ def on_axis(reg: Regularizer, axis: int) -> Regularizer:
     return identity if reg is identity else _OnAxis(_with_gradient(reg), axis)
 
 
+def over_time(reg: Regularizer, statistics: Literal["pooled", "per_step"], axis: int = 1) -> Regularizer:
+    """`reg` for features with a time, `(batch, time, d)`: statistics of all steps together, or of every step alone.
+
+    "pooled" is `reg` itself, since every leading axis counts as samples. "per_step" has the mean over the steps along
+    `axis` of the penalty of each step's samples: with a `SIGReg` every step is to be normal, as in LeWorldModel, and a
+    feature that varies over time alone counts as collapsed. It costs one all-reduce still, with all steps' statistics.
+
+    Raises:
+      ValueError: for other statistics, a `reg` that is neither a regularizer with a `gradient` nor `identity`; and when
+        called on features without that axis, or that lie on it.
+    """
+    if statistics not in ("pooled", "per_step"):
+        raise ValueError(f'over_time needs statistics "pooled" or "per_step", got {statistics!r}.')
+    if reg is identity or statistics == "pooled":
+        return reg
+    return _PerStep(_with_gradient(reg, "over_time"), axis)
+
+
 def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, "*leading"]) -> Regularizer:
     """`reg` of the rows where `mask` is true (or not 0) alone, as if the others were not there: padding tokens.
 
@@ -52,7 +71,8 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
     covariance. It takes the kept rows' number and mean: more all-reduces, of d numbers each.
 
     Args:
-      reg: `VCReg`, `DeCov`, `WLDReg`, any of them `on_axis`, or `identity`.
+      reg: `VCReg`, `DeCov`, a regularizer whose `penalty` and `gradient` take `keep` (all others of this library do),
+        any of them `on_axis` or `over_time`, or `identity`.
       mask: of the shape of the features without their last axis, or of the leading axes of that: `(batch, tokens)`
         for features `(batch, tokens, d)`, `(batch,)` for whole examples. May be traced.
 
@@ -65,21 +85,29 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
         return identity
     if isinstance(reg, _OnAxis):
         return on_axis(masked(reg.reg, mask), reg.axis)
-    if not isinstance(reg, VCReg | DeCov | WLDReg):
-        raise ValueError(f"masked takes VCReg, DeCov or WLDReg, got {reg!r}. Mask that first, then wrap it.")
+    if not isinstance(reg, VCReg | DeCov) and not _takes_keep(reg):
+        raise ValueError(
+            f"masked takes VCReg, DeCov or a regularizer whose penalty takes keep, got {reg!r}. Mask that first, then "
+            "wrap it."
+        )
     if isinstance(reg, VCReg) and (reg.sample > 1 or (reg.scale == "algorithm_1" and reg.scope != "global")):
         raise ValueError(
             f'masked takes no VCReg with sample > 1, nor one with scale="algorithm_1" in groups, got {reg!r}. '
             'Use sample=1 and scope="global", or scale="equation_4".'
         )
-    return _Masked(reg, jnp.asarray(mask))
+    return _Masked(cast(Any, reg), jnp.asarray(mask))
 
 
-def _with_gradient(reg: Regularizer) -> Penalty:
+def _with_gradient(reg: Regularizer, name: str = "on_axis") -> Penalty:
     refuse_class(reg)
     if not isinstance(reg, Penalty):
-        raise ValueError(f"on_axis takes a regularizer with a penalty and a gradient, or vc.identity; got {reg!r}.")
+        raise ValueError(f"{name} takes a regularizer with a penalty and a gradient, or vc.identity; got {reg!r}.")
     return reg
+
+
+def _takes_keep(reg: object) -> bool:
+    """Whether it can leave rows out by itself."""
+    return isinstance(reg, Penalty) and "keep" in inspect.signature(reg.penalty).parameters
 
 
 @pytree("reg")
@@ -104,10 +132,47 @@ class _OnAxis:
         return jnp.moveaxis(h, self.axis, -1)
 
 
+@pytree("reg")
+@dataclass(frozen=True)
+class _PerStep:
+    reg: Penalty
+    axis: int
+
+    def __call__(self, h: Float[Array, "..."], /) -> Float[Array, "..."]:
+        axis = self._of(h)
+        jax.eval_shape(self.reg, h.take(0, axis))  # refuses here, not in the backward pass
+        return add_gradient(self, h)
+
+    def penalty(self, h: Float[Array, "..."], /, keep: Bool[Array, "..."] | None = None) -> Float[Array, ""]:
+        def of_step(h, keep):
+            return self._of_kept(keep).penalty(h)
+
+        return jax.vmap(of_step, in_axes=self._of(h))(h, keep).mean()
+
+    def gradient(self, h: Float[Array, "..."], /, keep: Bool[Array, "..."] | None = None) -> Float[Array, "..."]:
+        def of_step(h, keep):
+            return self._of_kept(keep).gradient(h)
+
+        axis = self._of(h)
+        return jax.vmap(of_step, in_axes=axis, out_axes=axis)(h, keep) / h.shape[axis]
+
+    def _of_kept(self, keep: Array | None) -> Any:
+        return self.reg if keep is None else masked(self.reg, keep)
+
+    def _of(self, h: Array) -> int:
+        """The axis of time, counted from the first."""
+        axis = self.axis % h.ndim if -h.ndim <= self.axis < h.ndim else h.ndim
+        if axis >= h.ndim - 1:
+            raise ValueError(
+                f"over_time with axis={self.axis} needs features with that axis before their last, got shape {h.shape}."
+            )
+        return axis
+
+
 @pytree("reg", "mask")
 @dataclass(frozen=True)
 class _Masked:
-    reg: VCReg | DeCov | WLDReg
+    reg: Any  # VCReg, DeCov, or one that takes `keep`
     mask: Array
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
@@ -116,13 +181,13 @@ class _Masked:
         return add_gradient(self, h)
 
     def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
-        if isinstance(self.reg, WLDReg):
+        if not isinstance(self.reg, VCReg | DeCov):
             return self.reg.penalty(h, self._keep(h))
         rows, _, kept = self._stand_in(h)
         return self._of(kept).penalty(rows)
 
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        if isinstance(self.reg, WLDReg):
+        if not isinstance(self.reg, VCReg | DeCov):
             return self.reg.gradient(h, self._keep(h))
         # The kept rows' mean depends on them, too; but what would pass through it is the sum of this, which is 0.
         rows, scale, kept = self._stand_in(h)
@@ -139,7 +204,7 @@ class _Masked:
         rest = h.ndim - 1 - leading
         return jnp.broadcast_to(jnp.expand_dims(self.mask != 0, tuple(range(leading, leading + rest))), h.shape[:-1])
 
-    def _of(self, kept: Array) -> VCReg | DeCov | WLDReg:
+    def _of(self, kept: Array) -> VCReg | DeCov:
         """The regularizer of the rows that stand in: Algorithm 1's weight counts the kept ones."""
         if not (isinstance(self.reg, VCReg) and self.reg.scale == "algorithm_1"):
             return self.reg
@@ -159,7 +224,6 @@ class _Masked:
             return cast(Any, jax.sharding.auto_axes(self._stand_in_of, out_sharding=shardings))(h, self._keep(h))
 
     def _stand_in_of(self, h: Array, keep: Array) -> tuple[Array, Array, Array]:
-        assert not isinstance(self.reg, WLDReg)
         groups, axes = (1, sample_axes(h, self.reg.axis_name)) if self.reg.scope == "global" else (self.reg.scope, ())
         lost = 1 if isinstance(self.reg, VCReg) else 0  # a degree of freedom to the mean
         per_group = h[None] if self.reg.scope == "global" else in_groups(h, groups, sample_axes(h, self.reg.axis_name))

@@ -66,6 +66,12 @@ class Placement:
                 f"arrays, and a mask goes into mask=...; got {self.reg!r}."
             ) from None
 
+    def with_regularizer(self, reg: Regularizer) -> "Placement":
+        """The same with another regularizer, whose fields may be traced: for a model that lives in one trace."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self) | {"reg": reg})
+        return other
+
     def regularizer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Regularizer:
         """The regularizer for a call with these arguments, of which a mask may come."""
         return self.reg if self.mask is None else masked(self.reg, self.mask(*args, **kwargs))

@@ -7,7 +7,7 @@ axes, or be a shard inside `shard_map`. The regularizers ask here and do not kno
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,28 +93,36 @@ def in_groups(
 
 
 def map_groups(
-    function: Callable[[Array], Array],
+    function: Callable[..., Array],
     h: Float[Array, "batch *rest d"],
     groups: int,
     samples_spec: PartitionSpec | None = None,
     axes: tuple[str, ...] | None = None,
+    keep: Bool[Array, "*samples"] | None = None,
 ) -> Float[Array, "batch *rest d"]:
     """`function` of every group's rows, which keeps their shape, put together again.
 
     Where shards hold whole groups (`samples_spec` as in `mean_and_covariance`) each runs its own as a program of its
     own: with an axis of groups the compiler keeps more in memory, even if that axis has but one group on a device.
+    With `keep`, which says of every row whether it counts, it is `function(rows, keep)`.
     """
     mesh, axes = _mesh_of(h), shard_axes(h) if axes is None else axes
     if samples_spec is None:
         samples_spec = PartitionSpec() if axes else _leading_axis_over_auto_axes(h, mesh)
     names = _names_in(samples_spec)
     only_images_split = not _names_in(PartitionSpec(*samples_spec[1:]))
+    arrays = (h,) if keep is None else (h, keep)
     if names and only_images_split and groups % math.prod(mesh.shape[name] for name in names) == 0:
-        on_shard = functools.partial(map_groups, function, groups=groups, samples_spec=PartitionSpec())
-        return jax.shard_map(on_shard, mesh=mesh, in_specs=samples_spec, out_specs=samples_spec)(h)
-    if shape_in_groups(h, groups, axes)[0] == 1:
-        return function(h)
-    return jax.vmap(function)(in_groups(h, groups, axes)).reshape(h.shape)
+
+        def on_shard(h: Array, keep: Array | None = None) -> Array:
+            return map_groups(function, h, groups, PartitionSpec(), keep=keep)
+
+        return jax.shard_map(on_shard, mesh=mesh, in_specs=samples_spec, out_specs=samples_spec)(*arrays)
+    shape = shape_in_groups(h, groups, axes)
+    if shape[0] == 1:
+        return function(*arrays)
+    apart = (h.reshape(shape),) if keep is None else (h.reshape(shape), keep.reshape(shape[:-1]))
+    return jax.vmap(function)(*apart).reshape(h.shape)
 
 
 def shape_in_groups(
@@ -205,44 +213,104 @@ def mean_and_covariance(
         axes). Otherwise the leading axis is taken to be split over all auto axes of the mesh. It decides what is
         communicated, never the result: where an auto axis splits something else, features may be gathered.
     """
+    return on_shards(_moments_over, h, axes=axes, samples_spec=samples_spec)[1:]
+
+
+class Moments(NamedTuple):
+    """Of the rows that count."""
+
+    count: Any  # how many: an int, with `keep` an array
+    mean: Mean  # of all d features
+    covariance: Float[Array, "k k"]  # of the features, or of their projections; unbiased, 0 for a single row
+
+
+def moments(
+    h: Float[Array, "*samples d"],
+    axes: tuple[str, ...] = (),
+    samples_spec: PartitionSpec | None = None,
+    keep: Bool[Array, "*samples"] | None = None,
+    directions: Float[Array, "d k"] | None = None,
+) -> Moments:
+    """`mean_and_covariance`, of the rows where `keep` is true alone and projected on `directions`; one all-reduce."""
+    replicated = () if directions is None else (directions,)
+    found = on_shards(_moments_over, h, keep, *replicated, axes=axes, samples_spec=samples_spec)
+    return found if keep is not None else found._replace(count=num_samples(h, axes))
+
+
+def on_shards(
+    function: Callable[..., Any],
+    h: Float[Array, "*samples d"],
+    keep: Bool[Array, "*samples"] | None = None,
+    *replicated: Array,
+    axes: tuple[str, ...] = (),
+    samples_spec: PartitionSpec | None = None,
+    returns_rows: bool = False,
+) -> Any:
+    """`function(h, keep, *replicated, axes=axes)`, where `axes` name all axes over which further samples lie.
+
+    Where the compiler would split the samples over a mesh, each shard runs it as a program of its own, so `function`
+    decides what is communicated. What it returns is the same on all shards or, with `returns_rows`, one row a sample.
+    """
     mesh = _mesh_of(h)
     if samples_spec is None:
         samples_spec = PartitionSpec() if axes else _leading_axis_over_auto_axes(h, mesh)
-    split_by_compiler = _names_in(samples_spec)
-    if not split_by_compiler:
-        return _mean_and_covariance_over(h, axes)
-    over_shards = functools.partial(_mean_and_covariance_over, axes=split_by_compiler)
-    replicated = PartitionSpec()
-    return jax.shard_map(over_shards, mesh=mesh, in_specs=samples_spec, out_specs=(replicated, replicated))(h)
+    names = _names_in(samples_spec)
+    if not names:
+        return function(h, keep, *replicated, axes=axes)
+    over_shards = functools.partial(function, axes=names)
+    specs = (samples_spec, samples_spec, *(PartitionSpec() for _ in replicated))
+    out = samples_spec if returns_rows else PartitionSpec()
+    return jax.shard_map(over_shards, mesh=mesh, in_specs=specs, out_specs=out)(h, keep, *replicated)
 
 
-def _mean_and_covariance_over(h: Array, axes: tuple[str, ...]) -> tuple[Mean, Array]:
-    """Mean and covariance of this shard's rows together with those of all shards over `axes`.
+def _moments_over(h: Array, keep: Array | None, directions: Array | None = None, *, axes: tuple[str, ...]) -> Moments:
+    """Moments of this shard's rows together with those of all shards over `axes`.
 
     Contracts over all leading axes at once, since a reshape to `(n, d)` can cost layout copies. Scatter matrices
     add; each shard's mean travels beside them in rows of its own, so that one all-reduce carries everything
     and the part of the covariance that lies between shards is formed without cancellation:
 
-        C (n - 1) = sum_k S_k + n_k sum_k (m_k - m)(m_k - m)'
+        C (n - 1) = sum_k S_k + sum_k n_k (m_k - m)(m_k - m)'
 
     (Chan, Golub & LeVeque, "Algorithms for Computing the Sample Variance", 1983, Eq. 2.1).
     """
     samples = tuple(range(h.ndim - 1))
-    mean = _mean(h)
+    mean, rows = (_mean(h), num_samples(h)) if keep is None else (mean_of(h, keep), keep.sum(dtype=statistics_dtype(h)))
     x = centred(h, mean)
+    x = x if keep is None else jnp.where(keep[..., None], x, 0)
+    x = x if directions is None else projected(x, directions).astype(h.dtype)
     scatter = lax.dot_general(x, x, ((samples, samples), ((), ())), preferred_element_type=mean.rest.dtype)
-    rows, d = num_samples(h), h.shape[-1]
     if not axes:
-        return mean, scatter / (rows - 1)
-    shards = lax.axis_size(axes)
+        if keep is None:
+            return Moments(None, mean, scatter / (rows - 1))
+        return Moments(rows, mean, scatter / jnp.maximum(rows - 1, 1))
+    d, k, shards = h.shape[-1], len(scatter), lax.axis_size(axes)
     is_own_row = jnp.arange(shards)[:, None] == lax.axis_index(axes)
-    own_rows = [jnp.where(is_own_row, part[None], 0.0) for part in mean]
+    own = mean if keep is None else (*mean, jnp.full(d, rows))
+    own_rows = [jnp.where(is_own_row, part[None], 0.0) for part in own]
+    scatter = scatter if k == d else jnp.pad(scatter, ((0, 0), (0, d - k)))
     totals = lax.psum(jnp.concatenate([scatter, *own_rows]), axes)
-    scatter, nears, rests = totals[:d], totals[d : d + shards], totals[d + shards :]
-    from_first = (nears - nears[:1]) + rests
-    rest = from_first.mean(axis=0)
+    scatter, nears, rests = totals[:k, :k], totals[k : k + shards], totals[k + shards : k + 2 * shards]
+    if keep is None:
+        near, counts, count = nears[:1], rows, None
+        from_first = (nears - near) + rests
+        rest = from_first.mean(axis=0)
+    else:
+        counts = totals[k + 2 * shards :, :1]
+        near, count = nears[jnp.argmax(counts[:, 0])][None], counts.sum()  # that of a shard without a row means nothing
+        from_first = jnp.where(counts > 0, (nears - near) + rests, 0.0)
+        rest = (counts * from_first).sum(axis=0) / jnp.maximum(count, 1)
     between = from_first - rest[None]
-    return Mean(nears[0], rest), (scatter + rows * between.T @ between) / (shards * rows - 1)
+    between = between if directions is None else between @ directions
+    scatter = scatter + (counts * between).T @ between
+    degrees = shards * rows - 1 if count is None else jnp.maximum(count - 1, 1)
+    return Moments(count, Mean(near[0], rest), scatter / degrees)
+
+
+def projected(x: Float[Array, "*samples d"], directions: Float[Array, "d k"]) -> Float[Array, "*samples k"]:
+    """`x @ directions`, with operands in the dtype of `x`, in float32 or wider."""
+    over_features = (((x.ndim - 1,), (0,)), ((), ()))
+    return lax.dot_general(x, directions.astype(x.dtype), over_features, preferred_element_type=statistics_dtype(x))
 
 
 def _mean(h: Array) -> Mean:

@@ -67,14 +67,15 @@ def make_loss(graphdef: nnx.GraphDef, normalize: Normalize, objective: Objective
     """A `(params, state, batch, seed) -> (loss, (metrics, batch_stats))` of one training step.
 
     The regularizers' gradients enter through the model itself; the loss is the objective's alone. All randomness of
-    step t is `fold_in(seed, t)`. `prepared` may change the model before it is called.
+    step t is `fold_in(seed, t)`, and regularizers with directions have those of t. `prepared` may change the model
+    before it is called.
     """
 
     def loss_fn(
         params: dict, state: State, batch: Batch, seed: int, prepared: Callable[..., Any] = lambda model: model
     ):
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        model = prepared(nnx.merge(graphdef, params, state["batch_stats"]))
+        model = vc.at_step(prepared(nnx.merge(graphdef, params, state["batch_stats"])), state["step"])
         loss, metrics = objective(model, batch, normalize, key)
         return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 

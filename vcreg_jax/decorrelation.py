@@ -1,0 +1,83 @@
+"""Decorrelation: the correlations of different features are to be 0, whatever their spread."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Bool, Float
+
+from vcreg_jax import of_batch
+from vcreg_jax.add_gradient import add_gradient, pytree
+
+
+@pytree("weight")
+@dataclass(frozen=True)
+class Decorrelation:
+    """The mean squared correlation of different features of `h` of shape `(*samples, d)`.
+
+    With C the unbiased covariance of the n samples and R_ij = C_ij / sqrt((C_ii + eps) (C_jj + eps)), the penalty is
+
+        weight / (d (d - 1)) * sum_{i != j} R_ij^2
+
+    It does not change when a feature is scaled. So it neither raises nor bounds any spread: unlike VCReg's covariance
+    term it cannot be lowered by shrinking features, and unlike VCReg it does not keep them from vanishing.
+
+    At most one all-reduce over a sharded batch, none in groups; 4 n d^2 operations. With fewer than two rows or
+    features nothing is added, and the penalty is 0.
+
+    Source: the redundancy term of Zbontar et al., "Barlow Twins" (arXiv 2103.03230), Eq. 1-2, with one view in the
+    place of both, where the invariance term is 0. There the sum over pairs is not divided by their number.
+
+    Raises:
+      ValueError: for a negative weight, `eps` not above 0, an unknown `scope`; and when called on integers, on fewer
+        than two axes, or on what `scope` does not divide.
+    """
+
+    weight: float | Array = 1.0  # may be traced
+    eps: float = 1e-5  # added to variances under the root
+    scope: Literal["global"] | int = "global"  # whose statistics, as for VCReg
+    axis_name: str | tuple[str, ...] | None = None  # over whose devices the batch is split, as for VCReg
+
+    def __post_init__(self) -> None:
+        of_batch.check("Decorrelation", self.scope, self.axis_name, weight=self.weight)
+        if not self.eps > 0:
+            raise ValueError(f"Decorrelation needs eps > 0 (zero variance would divide by 0), got {self.eps}.")
+
+    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """`h` itself; the backward pass adds `gradient(h)`."""
+        of_batch.check_features(self, h)
+        return add_gradient(self, h)
+
+    def scaled(self, weight: float | Array) -> "Decorrelation":
+        """The same regularizer times `weight`, for gradient accumulation and loss scaling; see `VCReg.scaled`."""
+        return replace(self, weight=self.weight * weight)
+
+    def penalty(
+        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
+    ) -> Float[Array, ""]:
+        """The formula above, in float32 or wider; with `keep` of the rows where it is true alone."""
+        return of_batch.penalty(self, h, keep)
+
+    def gradient(
+        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
+    ) -> Float[Array, "*samples d"]:
+        """The gradient of `penalty(h, keep)` in closed form, in float32 or wider."""
+        return of_batch.gradient(self, h, keep)
+
+    def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
+        """See `of_batch.OfRows`."""
+        return of_batch.penalty_of_covariance(self._of_covariance, h, keep, axes)
+
+    def gradient_of(
+        self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
+    ) -> Array:
+        """See `of_batch.OfRows`."""
+        return of_batch.gradient_of_covariance(self._of_covariance, h, keep, axes, samples_spec)
+
+    def _of_covariance(self, cov: Array) -> Array:
+        d = len(cov)
+        scale = lax.rsqrt(jnp.diagonal(cov) + self.eps)
+        correlations = jnp.where(jnp.eye(d, dtype=bool), 0.0, cov * scale[:, None] * scale[None])
+        return self.weight * (correlations**2).sum() / max(d * (d - 1), 1)

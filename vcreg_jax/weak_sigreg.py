@@ -1,0 +1,97 @@
+"""Weak-SIGReg: the covariance of features, seen through random projections, is to be the identity."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Int
+
+from vcreg_jax import of_batch
+from vcreg_jax.add_gradient import add_gradient, pytree
+from vcreg_jax.directions import gaussian
+from vcreg_jax.statistics import statistics_dtype
+
+
+@pytree("weight", "step")
+@dataclass(frozen=True)
+class WeakSIGReg:
+    """Weak-SIGReg of features `h` of shape `(*samples, d)`: their sketched covariance is to be the identity.
+
+    With x = h - mean over samples, S a d x k matrix of independent normal entries of variance 1 / d, k = `sketch`, and
+    C = (x S)'(x S) / (n - 1), the penalty is
+
+        weight * |C - I|     the Frobenius norm, not squared
+
+    Where d <= `sketch` the covariance is that of the features themselves: S = I. At C = I, where the norm has no
+    gradient, nothing is added. With fewer than two rows nothing is, and the penalty is 0.
+
+    S is that of `seed` and `step`, as for `SIGReg`: draw a new one by `reg.at_step(step)` or `vc.at_step`.
+    At most one all-reduce over a sharded batch, none in groups. It takes 4 n d k operations, twice.
+
+    Source: Akbar, "Weak-SIGReg" (arXiv 2603.05924), Figure 3, which is the code; the paper has no equation of it.
+    `sketch` and `weight` are those of its Appendix A.1. There `n - 1 + 1e-6` stands for n - 1.
+
+    Raises:
+      ValueError: for a negative weight, a sketch of less than one direction, an unknown `scope`; and when called on
+        integers, on fewer than two axes, or on what `scope` does not divide.
+    """
+
+    weight: float | Array = 0.1  # may be traced
+    sketch: int = 64
+    scope: Literal["global"] | int = "global"  # whose statistics, as for VCReg
+    axis_name: str | tuple[str, ...] | None = None  # over whose devices the batch is split, as for VCReg
+    seed: int = 0
+    step: int | Int[Array, ""] = 0  # may be traced
+
+    def __post_init__(self) -> None:
+        of_batch.check("WeakSIGReg", self.scope, self.axis_name, weight=self.weight)
+        if not self.sketch >= 1:
+            raise ValueError(f"WeakSIGReg needs sketch >= 1, got {self.sketch}.")
+
+    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """`h` itself; the backward pass adds `gradient(h)`."""
+        of_batch.check_features(self, h)
+        return add_gradient(self, h)
+
+    def scaled(self, weight: float | Array) -> "WeakSIGReg":
+        """The same regularizer times `weight`, for gradient accumulation and loss scaling; see `VCReg.scaled`."""
+        return replace(self, weight=self.weight * weight)
+
+    def at_step(self, step: int | Int[Array, ""], /) -> "WeakSIGReg":
+        """The same regularizer with the directions of this step."""
+        return replace(self, step=step)
+
+    def directions(self, d: int, dtype: DTypeLike = jnp.float32) -> Float[Array, "d k"] | None:
+        """S of this step for d features; None where it is the identity."""
+        return gaussian(self.seed, self.step, d, self.sketch, dtype) / d**0.5 if d > self.sketch else None
+
+    def penalty(
+        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
+    ) -> Float[Array, ""]:
+        """The formula above, in float32 or wider; with `keep` of the rows where it is true alone."""
+        return of_batch.penalty(self, h, keep)
+
+    def gradient(
+        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
+    ) -> Float[Array, "*samples d"]:
+        """The gradient of `penalty(h, keep)` in closed form, in float32 or wider."""
+        return of_batch.gradient(self, h, keep)
+
+    def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
+        """See `of_batch.OfRows`."""
+        directions = self.directions(h.shape[-1], statistics_dtype(h))
+        return of_batch.penalty_of_covariance(self._of_covariance, h, keep, axes, directions)
+
+    def gradient_of(
+        self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
+    ) -> Array:
+        """See `of_batch.OfRows`."""
+        directions = self.directions(h.shape[-1], statistics_dtype(h))
+        return of_batch.gradient_of_covariance(self._of_covariance, h, keep, axes, samples_spec, directions)
+
+    def _of_covariance(self, cov: Array) -> Array:
+        off = ((cov - jnp.eye(len(cov), dtype=cov.dtype)) ** 2).sum()
+        return self.weight * jnp.where(off > 0, jnp.sqrt(jnp.where(off > 0, off, 1.0)), 0.0)
