@@ -123,3 +123,12 @@ def test_the_image_folder_example_ends_with_a_table(tmp_path):
     table = _example("image_folder").main(tmp_path)
     assert "| probe accuracy (%)" in table and "VCReg" in table
     assert (tmp_path / "runs" / "shapes" / "report.html").stat().st_size > 10_000
+
+
+def test_the_moving_digits_collapse_without_a_regularizer_and_not_with_one(monkeypatch):
+    example = _example("moving_digits")
+    monkeypatch.setattr(example, "STEPS", 400)  # half of them, for time
+    found = example.main()
+    none, *regularized = found.values()
+    assert none["spread"] < 0.01 and none["position, R^2"] < 0.2
+    assert all(arm["spread"] > 0.5 and arm["position, R^2"] > 0.7 for arm in regularized)
