@@ -169,6 +169,35 @@ class Analyse:
 
 
 @dataclass(frozen=True)
+class Doctor:
+    """Examine a network's features block by block: where they collapse, and what a regularizer could keep.
+
+    For weights of PyTorch, safetensors or a run; one page with three sentences, a picture and a table.
+    """
+
+    weights: Annotated[Positional[Path], arg(metavar="WEIGHTS")]  # a file, or the folder of a run's seed
+    data: Annotated[Positional[str], arg(metavar="DATA")]  # the name of a prepared data set
+    label: str | None = None  # which of its labels; default: the run's
+    model: str | None = None  # such as resnet50, where the weights do not say it
+    split: str = "test"  # of the data set
+    images: int = 2000  # of the split at most
+    directory: Annotated[Path, arg(metavar="FOLDER")] = DATA  # of all prepared data sets
+    output: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/doctor")
+
+    def run(self, command: str) -> None:
+        """Writes `checkup.json` and `checkup.html`."""
+        import time
+
+        from train.experiments import examine
+        from train.reports import checkup_page
+
+        who = examine.patient(self.weights, self.data, self.label, self.model, self.split, self.images, self.directory)
+        started = time.perf_counter()
+        found, about = examine.examine(who)
+        print(checkup_page.write(found, about, self.output, command, time.perf_counter() - started))
+
+
+@dataclass(frozen=True)
 class Convert:
     """Convert weights between PyTorch files, safetensors and a run's checkpoints.
 
@@ -264,6 +293,7 @@ COMMANDS: dict[str, type[Any]] = {
     "prepare": Prepare,
     "data": Data,
     "analyse": Analyse,
+    "doctor": Doctor,
     "convert": Convert,
     "export": Export,
     "crosscheck": Crosscheck,

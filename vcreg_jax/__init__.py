@@ -7,6 +7,7 @@ from vcreg_jax.check import Reach, check
 from vcreg_jax.decorrelation import Decorrelation
 from vcreg_jax.diagnose import Diagnosis, diagnose
 from vcreg_jax.directions import at_step
+from vcreg_jax.doctor import Checkup, doctor
 from vcreg_jax.koleo import KoLeo
 from vcreg_jax.layouts import masked, on_axis, over_time
 from vcreg_jax.regularizers import Regularizer, Sites, VCReg, explicit, identity
@@ -16,6 +17,7 @@ from vcreg_jax.weak_sigreg import WeakSIGReg
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkup",
     "DeCov",
     "Decorrelation",
     "Diagnosis",
@@ -32,6 +34,7 @@ __all__ = [
     "check",
     "detach",
     "diagnose",
+    "doctor",
     "explicit",
     "identity",
     "linen",

@@ -59,15 +59,7 @@ def convert(source: Path, target: Path, name: str | None = None, num_classes: in
         raise ValueError(f"{target} must end in {', '.join(SUFFIXES)}.")
     if not target.parent.is_dir():
         raise ValueError(f"There is no folder {target.parent}.")
-    tensors, said = _read(source)
-    _check_finite(source, tensors)
-    name = name or said.get("model")
-    if name is None:
-        raise ValueError(f"{source} does not say which model it is. Give --model, of {', '.join(vc.models.names())}.")
-    headless = said.get("num_classes") == "0"  # as we write the backbone of a self-supervised run
-    model, exported = (
-        _through_checkpoint(name, tensors) if source.is_dir() else _through_file(source, name, tensors, headless)
-    )
+    name, model, exported = _model_of(source, name)
     classes = 0 if model.head is None else model.head.kernel.shape[-1]
     if num_classes not in (None, classes):
         raise ValueError(f"{source} has {classes} classes, not {num_classes}. Leave --num-classes out to take them.")
@@ -75,6 +67,28 @@ def convert(source: Path, target: Path, name: str | None = None, num_classes: in
     _write(target, exported, {_OURS + key: str(value) for key, value in about.items()})
     count = sum(value.size for value in jax.tree.leaves(nnx.state(model, nnx.Param)))
     return f"{target}: {name}, {classes or 'no'} classes, {count:,} parameters, {len(exported)} tensors."
+
+
+def load(source: Path, name: str | None = None) -> tuple[str, Any]:
+    """The name of the model whose weights `source` holds, and that model with them; arguments as for `convert`.
+
+    Raises:
+      ValueError: as `convert`.
+    """
+    return _model_of(source, name)[:2]
+
+
+def _model_of(source: Path, name: str | None) -> tuple[str, Any, dict[str, np.ndarray]]:
+    """The name, the model, and its weights as they will be written."""
+    tensors, said = _read(source)
+    _check_finite(source, tensors)
+    name = name or said.get("model")
+    if name is None:
+        raise ValueError(f"{source} does not say which model it is. Give --model, of {', '.join(vc.models.names())}.")
+    headless = said.get("num_classes") == "0"  # as we write the backbone of a self-supervised run
+    if source.is_dir():
+        return name, *_through_checkpoint(name, tensors)
+    return name, *_through_file(source, name, tensors, headless)
 
 
 def load_checkpoint(directory: Path) -> tuple[str, Any]:
