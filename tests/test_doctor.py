@@ -71,10 +71,10 @@ def test_what_is_said_follows_from_what_was_found():
     forgets = vc.doctor({"block 1": fine, "block 2": poor}, LABELS, CLASSES).sentences
     assert "behind block 1 the network forgets" in forgets[0]
     assert "has something to keep" in forgets[1] and "of the blocks behind block 1" in forgets[2]
-    collapsed = vc.doctor({"block 1": fine, "features": spread(within=0.05)}, LABELS, CLASSES).sentences
-    assert "hold little else than classes" in collapsed[0] and "nothing to keep" in collapsed[1]
+    collapsed = vc.doctor({"block 1": spread(9), "features": spread(9, 0.05)}, LABELS, CLASSES).sentences
+    assert "hold little else than classes" in collapsed[0] and "use 3 of 9 directions" in collapsed[1]
     healthy = vc.doctor({"block 1": poor, "features": spread(within=2.5)}, LABELS, CLASSES).sentences
-    assert "are not collapsed" in healthy[0] and "little for a regularizer to keep" in healthy[1]
+    assert "are not collapsed" in healthy[0] and "little for a regularizer to keep or to spread" in healthy[1]
     with pytest.raises(ValueError, match="two or more classes in 0..3, got 1 outputs and 240 labels of 1 classes"):
         vc.doctor({"features": fine}, np.zeros(N, int), CLASSES)
 

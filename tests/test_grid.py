@@ -13,7 +13,7 @@ from train.trainer.model import Architecture, create_state, structure
 from train.trainer.objective import objective
 from train.trainer.optim import make_optimizer
 from train.trainer.step import Normalize, make_predict, make_train_step
-from vcreg_jax import Sites, VCReg
+from vcreg_jax import SIGReg, Sites, VCReg, WLDReg
 
 SETTINGS = [
     grid.Setting(4e-3, 0.0, 0.0, seed=0),
@@ -122,3 +122,9 @@ def test_every_epoch_of_every_seed_shows_each_image_once_in_an_order_of_its_own(
         np.testing.assert_array_equal(np.sort(own), np.arange(len(data)))
     np.testing.assert_array_equal(positions[0], positions[2])  # of the same seed
     assert (positions[0] != positions[3]).mean() > 0.9
+
+
+def test_a_strength_is_a_weight_of_vcreg_and_a_factor_of_the_others():
+    sites = Sites(block=VCReg(eps=1e-3), downsample=SIGReg(2.0, slices=3), features=WLDReg(0.5, 0.25))
+    expected = Sites(block=VCReg(0.5, 0.1, eps=1e-3), downsample=SIGReg(1.0, slices=3), features=WLDReg(0.25, 0.125))
+    assert grid.with_weights(sites, 0.5, 0.1) == expected and grid.with_weights(Sites(), 0.5, 0.1) == Sites()

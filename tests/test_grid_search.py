@@ -198,7 +198,7 @@ def test_the_table_shows_the_papers_numbers_beside_ours_and_every_point(tmp_path
         ({"arms": {"baseline": Strengths(Sites(block=VCReg()), (1.0,), (0.1,))}}, "a name other than 'baseline'"),
         ({"at_once": 0}, "at_once >= 1"),
         ({"steps_per_call": 3}, "steps_per_call must divide the 4 steps, got 3"),
-        ({"arms": {"VCReg": Strengths(Sites(), (1.0,), (0.1,))}}, "needs a VCReg among the sites of 'VCReg'"),
+        ({"arms": {"VCReg": Strengths(Sites(), (1.0,), (0.1,))}}, "needs a regularizer among the sites of 'VCReg'"),
     ],
 )
 def test_a_grid_that_cannot_run_is_refused_in_one_line(tmp_path, changes, message):

@@ -14,7 +14,10 @@ from vcreg_jax.probes import quick
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))  # of the ridge probe, on standardized features, a row
 DEAD = 1e-4  # a feature is dead whose standard deviation is this share of the largest one's, or less
 SAME = 0.99  # two features are the same whose correlation has this absolute value, or more
-LOST = 0.02  # a probe that is this far below the best block's has lost something: two points
+LOST = (
+    0.02  # a probe that is this far below the best block's has lost something, and more than twice its standard error
+)
+UNUSED = 0.5  # effective rank over width under which features have room to spread
 COLLAPSED = 0.8  # share of variance between classes from which on features are their classes' means and little else
 
 
@@ -57,7 +60,7 @@ def doctor(outputs: Mapping[str, Float[ArrayLike, "n ..."]], labels: Int[ArrayLi
             f"{len(outputs)} outputs and {len(labels)} labels of {len(present)} classes."
         )
     blocks = tuple(_examined(name, _pooled(h), labels, num_classes) for name, h in outputs.items())
-    return Checkup(blocks, _sentences(blocks))
+    return Checkup(blocks, _sentences(blocks, len(labels) - len(labels) * 3 // 4))
 
 
 def _pooled(h: ArrayLike) -> np.ndarray:
@@ -112,25 +115,33 @@ def _probe(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> float:
     return float(right[best, last - half :].mean())
 
 
-def _sentences(blocks: Sequence[Block]) -> tuple[str, str, str]:
+def _sentences(blocks: Sequence[Block], tested: int) -> tuple[str, str, str]:
     best = max(range(len(blocks)), key=lambda i: blocks[i].probe_accuracy)
     top, end = blocks[best], blocks[-1]
     lost, collapsed = top.probe_accuracy - end.probe_accuracy, end.between_classes >= COLLAPSED
+    standard_error = (top.probe_accuracy * (1 - top.probe_accuracy) / tested) ** 0.5
+    has_lost = lost >= max(LOST, 2 * standard_error)
     share = f"{end.between_classes:.0%} of the variance between classes"
     found = f"effective rank {end.effective_rank:.1f} of {end.width}, {share}"
-    if lost >= LOST:
+    if has_lost:
         where = (
             f"The probe is right on {top.probe_accuracy:.1%} at {top.name} and on {100 * lost:.1f} points less at "
             f"{end.name}: behind {top.name} the network forgets ({found})."
         )
-        keep = f"A regularizer has something to keep: the {100 * lost:.1f} points that {top.name} has over {end.name}."
     elif collapsed:
         where = f"No block loses what an earlier one had, but {end.name} hold little else than classes ({found})."
-        keep = "For these labels there is nothing to keep; probe with finer labels before you say so of others."
     else:
         where = f"No block loses what an earlier one had, and {end.name} are not collapsed ({found})."
-        keep = "For these labels there is little for a regularizer to keep: the last features have it all."
-    place = f"of the blocks behind {top.name}, or of all" if lost >= LOST else "of all blocks"
+    if has_lost:
+        keep = f"A regularizer has something to keep: the {100 * lost:.1f} points that {top.name} has over {end.name}."
+    elif end.effective_rank < UNUSED * end.width:
+        keep = (
+            f"These labels lose nothing by it, but the last features use {end.effective_rank:.0f} of {end.width} "
+            "directions: a regularizer has room to spread them, which finer labels may need."
+        )
+    else:
+        keep = "There is little for a regularizer to keep or to spread: the last features have it all."
+    place = f"of the blocks behind {top.name}, or of all" if has_lost else "of all blocks"
     start = (
         f"To try one, begin with VCReg(alpha=0.64, beta=0.08) at the outputs {place}, then beta 1 and 10, and choose "
         "by a probe on validation images of the task that you care about."

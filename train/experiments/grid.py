@@ -34,7 +34,10 @@ BASELINE = "baseline"  # the arm that every grid has: no regularizer
 
 @dataclass(frozen=True)
 class Strengths:
-    """An arm of a grid: VCReg at these sites, with every alpha and every beta in place of its own."""
+    """An arm of a grid: VCReg at these sites, with every alpha and every beta in place of its own.
+
+    Of another regularizer every alpha is a factor of its weights, and beta is nothing: give one.
+    """
 
     sites: Sites
     alphas: tuple[float, ...]
@@ -186,10 +189,12 @@ def without_regularizers(config: TrainConfig, data: "Split") -> Architecture:
 
 
 def with_weights(sites: Sites, alpha: Any, beta: Any) -> Sites:
-    """`sites` with these weights in place of each VCReg's own."""
-    regularizers = {place.name: getattr(sites, place.name) for place in fields(sites)}
+    """`sites` with these weights in place of each VCReg's own, and alpha times those of other regularizers."""
+    regularizers: dict[str, Any] = {place.name: getattr(sites, place.name) for place in fields(sites)}
     changed = {
-        name: replace(reg, alpha=alpha, beta=beta) for name, reg in regularizers.items() if isinstance(reg, VCReg)
+        name: replace(reg, alpha=alpha, beta=beta) if isinstance(reg, VCReg) else reg.scaled(alpha)
+        for name, reg in regularizers.items()
+        if hasattr(reg, "scaled")
     }
     return replace(sites, **changed)
 

@@ -26,7 +26,7 @@ from train.trainer import mesh as meshes
 from train.trainer.features import extract
 from train.trainer.model import structure
 from train.trainer.step import Normalize, State, make_predict, weights_to_use
-from vcreg_jax import Sites, VCReg
+from vcreg_jax import Sites
 
 SEARCH, FINAL = "search", "final"
 LOSSES = "losses.jsonl"  # a line for every call of the program: the step, and each setting's mean training loss
@@ -97,8 +97,8 @@ def check(config: Grid) -> dict[str, Any]:
     for arm, own in config.arms.items():
         if arm == BASELINE or not own.alphas or not own.betas:
             raise ValueError(f"An arm needs a name other than {BASELINE!r}, an alpha and a beta, got {arm!r}: {own}.")
-        if not any(isinstance(reg, VCReg) for reg in vars(own.sites).values()):
-            raise ValueError(f"A grid of strengths needs a VCReg among the sites of {arm!r}, got {own.sites}.")
+        if not any(hasattr(reg, "scaled") for reg in vars(own.sites).values()):
+            raise ValueError(f"A grid of strengths needs a regularizer among the sites of {arm!r}, got {own.sites}.")
     splits = [split for name, target in _targets(config).items() for split in targets.check(name, target)]
     for train in (config.search, config.train):
         splits += [
