@@ -37,7 +37,10 @@ ALONE = ("--num-processes", "1")  # JAX may be asked for other hosts only before
         (["run", CONFIG, *ALONE, "--seeds"], "An experiment needs a seed"),
         (["run", "configs/nothing.py"], "There is no config file configs/nothing.py. Known: "),
         (["run"], "CONFIG such as digits or configs/digits.py (required)"),
-        (["walk"], "Unknown command 'walk'. Known: run, report, prepare, data, analyse, convert, export, crosscheck"),
+        (
+            ["walk"],
+            "Unknown command 'walk'. Known: run, report, prepare, data, analyse, doctor, convert, export, crosscheck",
+        ),
         (["rum", CONFIG], "Unknown command 'rum'. Did you mean 'run'?"),
         (["analyse"], "`python -m train analyse` needs a run folder"),
         (["prepare", "a", "--form", "b"], "Perhaps you meant: --from"),

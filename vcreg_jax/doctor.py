@@ -101,7 +101,7 @@ def _duplicated(covariance: np.ndarray) -> np.ndarray:
     """Which features repeat an earlier one."""
     std = np.sqrt(np.diag(covariance))
     repeats = np.abs(covariance / np.outer(std, std)) >= SAME
-    return np.triu(repeats, 1).any(axis=0)
+    return np.asarray(np.triu(repeats, 1).any(axis=0))
 
 
 def _probe(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> float:
@@ -136,7 +136,7 @@ def _sentences(blocks: Sequence[Block], tested: int) -> tuple[str, str, str]:
         keep = f"A regularizer has something to keep: the {100 * lost:.1f} points that {top.name} has over {end.name}."
     elif end.effective_rank < UNUSED * end.width:
         keep = (
-            f"These labels lose nothing by it, but the last features use {end.effective_rank:.0f} of {end.width} "
+            f"These labels lose nothing, but the last features use {end.effective_rank:.0f} of {end.width} "
             "directions: a regularizer has room to spread them, which finer labels may need."
         )
     else:

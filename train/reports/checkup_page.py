@@ -36,7 +36,7 @@ def text(found: vc.Checkup, made: Mapping[str, Any]) -> str:
     """The page."""
     about = made["config"]
     title = f"Check-up of {about['model']} on {about['data']}"
-    one = {about["model"]: [SimpleNamespace(layers=found.blocks)]}
+    one: Any = {about["model"]: [SimpleNamespace(layers=found.blocks)]}
     panels = [
         through_depth(one, "probe accuracy", lambda block: block.probe_accuracy),
         through_depth(one, "effective rank / width", lambda block: block.effective_rank / block.width),
