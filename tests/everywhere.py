@@ -182,6 +182,7 @@ def check_weight(make: Callable[..., Any]) -> None:
     name = type(make()).__name__
     for bad, message in (
         ({"weight": -1.0}, f"{name} needs weight >= 0, got -1.0"),
+        ({"weight": float("inf")}, f"{name} needs weight >= 0, got inf"),
         ({"scope": 0}, f'{name} needs scope="global" or a number of groups >= 1, got 0'),
         ({"axis_name": ()}, f"{name} needs axis_name to be a string"),
     ):

@@ -40,7 +40,7 @@ def test_scatters_are_numpys():
 
 
 def test_the_probe_is_scikit_learns_on_the_last_quarter():
-    h = spread(within=3.0)
+    h = spread(within=2.0)
     half, last = N // 2, N * 3 // 4
     x = (h - h[:half].mean(0)) / h[:half].std(0)
     best, accuracy = -1.0, 0.0

@@ -5,6 +5,7 @@ These functions ask it once, or once a group.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -88,7 +89,7 @@ def check(name: str, scope: object, axis_name: object, **weights: object) -> Non
       ValueError: for a negative weight, an unknown scope or a wrong `axis_name`.
     """
     for field, weight in weights.items():
-        if isinstance(weight, int | float) and not weight >= 0:
+        if isinstance(weight, int | float) and not 0 <= weight < math.inf:
             raise ValueError(f"{name} needs {field} >= 0, got {weight}.")
     if scope != "global" and not (isinstance(scope, int) and not isinstance(scope, bool) and scope >= 1):
         raise ValueError(f'{name} needs scope="global" or a number of groups >= 1, got {scope!r}.')
