@@ -485,7 +485,12 @@ def test_the_survey_counts_names_and_shows_what_is_there(tmp_path, capsys, monke
     text = capsys.readouterr().out
     assert "train: 5 images" in text and "2 classes, 1 (dog) to 4 (cat) images" in text
     assert "2 classes, 0 (cat) to 1 (dog) images, median 0; without any: cat" in text
-    assert "1 are converted when read: grayscale" in text and "sizes: 8x6 to 9x7, 2 different" in text
+    assert "1 are converted when read: grayscale" in text
+    assert "sizes: 8x6 to 9x7, 2 different; shorter side 0..7: 5" in text and "sizes: 9x7" in text
+    assert (
+        "1 images are in two splits, so what is tested was trained on: test test/dog/1.jpg = train train/cat/" in text
+    )
+    assert "shorter side 7 pixels (median): convnext_digits on a CPU, resnet20_x2 on a GPU or TPU" in text
     sheet = np.asarray(Image.open("runs/data/pets.png"))
     np.testing.assert_allclose(sheet[40, 40], [255, 0, 0], atol=2)  # the first cat is black, blue, green or red
     monkeypatch.setattr(survey.pipeline.Split, "opened", _broken)

@@ -61,6 +61,33 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Try:
+    """Go from a folder of images to an answer: does VCReg help here, in these minutes?
+
+    Prepares the images, splits them, chooses a network that fits images, device and time, writes the config with all
+    reasons, trains without and with VCReg, probes and reports.
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]  # <class>/*, train/<class>/*, .npz, .csv, or a data set
+    name: str | None = None  # of the config and of the data set; default: the folder's
+    minutes: float = 10.0  # for all of it
+    directory: Annotated[Path, arg(metavar="FOLDER")] = DATA  # of all prepared data sets
+    dry_run: bool = False  # write the config, and no more
+
+    def run(self, command: str) -> None:
+        """Writes the config and, unless it is a dry run, runs it."""
+        del command
+        from train.experiments.try_folder import advice, config
+
+        path = config.write(self.folder, self.name, self.minutes, self.directory)
+        print(f"Config: {path}")
+        if not self.dry_run:
+            # One process: by now it has used the devices, so it cannot join others.
+            Run(str(path), num_processes=1).run(f"python -m train run {path.stem}")
+            print(f"\n{advice.format_list(advice.suggest(advice.read_outcome(path)))}")
+
+
+@dataclass(frozen=True)
 class Report:
     """Write the report of a finished run, or a table of what has been run.
 
@@ -115,19 +142,24 @@ def _table(name: str) -> None:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Prepare a data set: from its owner's files, from class folders, or from an .npz file."""
+    """Prepare a data set: from its owner's files, from class folders, from an .npz file or a CSV list of files."""
 
     name: Annotated[Positional[str], arg(metavar="NAME")]  # of the data set: cifar100, or one of your own
     source: Annotated[Path | None, arg(name="from", metavar="PATH")] = None  # the files, packed or unpacked
     directory: Annotated[Path, arg(metavar="FOLDER")] = DATA  # of all prepared data sets
     bad_images: Literal["raise", "skip", "convert"] = "convert"  # what becomes of images that are not plain
+    val: float = 0.0  # share of every class's training images that becomes a validation split
+    test: float = 0.0  # likewise, a test split
+    seed: int = 0  # of which images these are
 
     def run(self, command: str) -> None:
         """Writes TFDS `array_record` files; needs no TensorFlow."""
         del command
         from train.data import builders
+        from train.data.division import Division
 
-        folder = builders.prepare(self.name, self.source, self.directory, self.bad_images)
+        division = Division(self.val, self.test, self.seed)
+        folder = builders.prepare(self.name, self.source, self.directory, self.bad_images, division)
         print(f"{builders.bad_images_text(folder)}\n\nPrepared: {folder}")
 
 
@@ -195,6 +227,68 @@ class Doctor:
         started = time.perf_counter()
         found, about = examine.examine(who)
         print(checkup_page.write(found, about, self.output, command, time.perf_counter() - started))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Compute the features of all images in a folder, by any network, as one .npz file.
+
+    Size and statistics of images may be left out: they are the run's, the program's, or those of the weights' authors.
+    """
+
+    weights: Annotated[Positional[Path], arg(metavar="WEIGHTS")]  # .pth, .safetensors, RUN/ARM/SEED or .stablehlo
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]  # of images; folders of classes give labels
+    out: Annotated[Path, arg(metavar="FILE")] = Path("features.npz")
+    model: str | None = None  # such as resnet50, where the file does not say so
+    image_size: int | None = None  # pixels of the square in the centre
+    resize: int | None = None  # pixels of the shorter side before that
+    mean: tuple[float, ...] | None = None  # of each channel, of pixels in 0..1
+    std: tuple[float, ...] | None = None
+    batch_size: int = 64
+
+    def run(self, command: str) -> None:
+        """Writes the file and says what is in it."""
+        del command
+        from train.interop import folder_features, given_network
+
+        images = given_network.Images(self.image_size, self.resize, self.mean, self.std)
+        network = given_network.load(self.weights, self.model, images)
+        print(folder_features.write(network, self.folder, self.out, self.batch_size))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Fit the linear probe to features in .npz or .npy files, whoever computed them.
+
+    FILES are train and test, or train, validation and test; or as many folders, whose files of a name go together.
+    Without validation a fifth of the training rows chooses the strength.
+    """
+
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILES")]  # TRAIN [VAL] TEST
+    metric: Literal["top1", "mean_per_class"] = "top1"
+    standardize: bool = False  # features to zero mean and unit variance first
+    l2_low: float = 1e-5  # the weakest strength
+    l2_high: float = 1e5  # the strongest
+    l2_count: int = 45  # strengths
+    tolerance: float = 1e-4  # of the gradient's norm
+    max_iterations: int = 2000  # of each fit
+    json: Annotated[Path | None, arg(metavar="FILE")] = None  # to which everything is written
+
+    def run(self, command: str) -> None:
+        """Prints a table, a line for each layer."""
+        if not 2 <= len(self.files) <= 3:
+            raise ValueError(f"`python -m train probe` needs TRAIN [VAL] TEST, got {len(self.files)} files.")
+        from train.config import ProbeConfig
+        from train.experiments import probe_files
+        from train.run.folder import software, write_json
+
+        how = {"l2_low": self.l2_low, "l2_high": self.l2_high, "l2_count": self.l2_count, "metric": self.metric}
+        how |= {"standardize": self.standardize, "tolerance": self.tolerance, "max_iterations": self.max_iterations}
+        train, *validation, test = self.files
+        found = probe_files.run(train, validation[0] if validation else None, test, ProbeConfig("label", **how))
+        print(probe_files.format_table(found))
+        if self.json:
+            write_json(self.json, {"command": command, **software(), "layers": found})
 
 
 @dataclass(frozen=True)
@@ -289,9 +383,12 @@ def _benchmarks() -> dict[str, type[Any]]:
 
 COMMANDS: dict[str, type[Any]] = {
     "run": Run,
+    "try": Try,
     "report": Report,
     "prepare": Prepare,
     "data": Data,
+    "features": Features,
+    "probe": Probe,
     "analyse": Analyse,
     "doctor": Doctor,
     "convert": Convert,

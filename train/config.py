@@ -51,6 +51,7 @@ class DataConfig:
     train_split: str = "train"  # TFDS's names, parts such as "train[:90%]" among them
     validation_split: str = "validation"
     test_split: str = "test"
+    allow_missing_classes: bool = False  # a split may have no image of a class that another has
     bad_images: Literal["raise", "skip", "convert"] = "convert"  # `train.data.images.Policy`
     directory: str = "runs/data"  # where prepared data sets lie
     in_memory: bool = False  # small images: decode once, then make whole batches at a time
@@ -61,7 +62,7 @@ class DataConfig:
     synthetic_images: int = 1_281_167
 
     def __post_init__(self):
-        _check(self, std=_POSITIVE, mean=(-_MOST, _MOST), repeats=_COUNT, long_tail=(1.0, _MOST))
+        _check(self, std=(_LEAST, 1.0), mean=_SHARE, repeats=_COUNT, long_tail=(1.0, _MOST))
         _check(self, reader_threads=(0, 1024), reader_processes=(0, 1024), synthetic_size=_COUNT)
         _check(self, synthetic_classes=_COUNT, synthetic_images=_COUNT)
 
@@ -235,6 +236,8 @@ class TrainConfig:
     mix: MixConfig = field(default_factory=MixConfig)
     joint_embedding: JointEmbedding | None = None  # in place of the label's cross-entropy
     ema: EMAConfig | None = None
+    initial_weights: str = ""  # a PyTorch or safetensors file, or a run's arm and seed; none: the seed draws them
+    initial_head: bool = False  # of these the classifier's too, not drawn by the seed
     eval_every: int = 100  # steps
     save_every: int = 500  # steps
     log_every: int = 10  # steps
@@ -320,6 +323,7 @@ class Candidate:
     sites: Sites = field(default_factory=Sites)
     weight_decay: float | None = None  # None: the recipe's
     peak_learning_rate: float | None = None  # None: the recipe's
+    given: str = ""  # weights with their classifier, as `initial_weights`: probed as they are, without a training step
 
     def __post_init__(self):
         _check(self, weight_decay=_NOT_NEGATIVE, peak_learning_rate=_NOT_NEGATIVE)

@@ -1,30 +1,24 @@
 """Preparing data sets as TFDS `array_record`, without TensorFlow, and finding those that are prepared."""
 
-import contextlib
-import itertools
 import json
 import re
-import shutil
 import sys
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train.data import hashes, images, labels, packed
+from train.data import csv_list, hashes, labels, packed
 from train.data.archives import Files
 from train.data.catalog import KNOWN, DataSet
-from train.data.images import BadImageError, Policy
-from train.data.sources import Contents, Example, class_folders
+from train.data.division import Division
+from train.data.images import Policy
+from train.data.sources import Contents, class_folders
 from train.data.views import VIEWS
-from train.files import whole_files
+from train.data.writing import BAD_IMAGES, VERSION, Bad, write
 
-VERSION = "1.0.0"
-BAD_IMAGES = "bad_images.json"  # beside a prepared data set: what was left out or is converted when read, and why
 # What the features of an image data set are made of: TFDS imports whatever module `features.json` names.
 _FEATURES = (
     "FeaturesDict",
@@ -38,74 +32,20 @@ _FEATURES = (
     "LabeledImage",
 )
 _OUTCOME = {True: "converted when read", False: "left out"}
-_THREADS, _AHEAD = 8, 256
 
 
-class Bad(NamedTuple):
-    """An image that is not plain."""
-
-    split: str
-    file: str
-    flaw: str
-    kept: bool
-
-
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Any data set: images stay the encoded files that they are, and records keep the order of the source."""
-
-    VERSION = tfds.core.Version(VERSION)
-
-    def __init__(self, name: str, contents: Contents, homepage: str, policy: Policy, directory: Path):
-        self.name = name  # pyright: ignore[reportAttributeAccessIssue]  # as TFDS's own AdhocBuilder sets it
-        self._contents, self._homepage, self._policy = contents, homepage, policy
-        self.bad = [Bad("", file, reason, False) for file, reason in contents.unused]
-        self.labels: dict[str, dict[str, list[int]]] = {}
-        self.contents: dict[str, hashes.Content] = {}
-        super().__init__(data_dir=directory, file_format="array_record", version=VERSION)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        contents = self._contents
-        features = {"image": tfds.features.Image(shape=contents.shape), "file": tfds.features.Text()}
-        features |= {field: tfds.features.ClassLabel(names=names) for field, names in contents.class_names.items()}
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            homepage=self._homepage,
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split) for split in self._contents.splits}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        kept = itertools.count()
-        columns = self.labels[split] = {field: [] for field in self._contents.class_names}
-        content = self.contents[split] = hashes.Content()
-        for example, found, usable in _looked_at(self._contents.splits[split](), self._contents.shape[2]):
-            for field, label in example.labels.items():
-                classes = len(self._contents.class_names[field])
-                if not 0 <= label < classes:
-                    raise ValueError(f"{example.file}: {field} must lie in 0..{classes - 1}, got {label}.")
-            if found and self._policy == "raise":
-                raise ValueError(f"{example.file}: {found}. `--bad-images convert` mends it, `skip` leaves it out.")
-            keep = not found or (usable and self._policy == "convert")
-            if found:
-                self.bad.append(Bad(split, example.file, found, keep))
-            if keep:
-                for field, values in columns.items():
-                    values.append(example.labels[field])
-                content.add(example.image, {field: example.labels[field] for field in columns})
-                yield next(kept), {"image": example.image, "file": example.file, **example.labels}
-        if not next(kept):
-            raise ValueError(f"{self.name}: there is no image for the split {split}.")
-
-
-def prepare(name: str, source: Path | None, directory: Path, policy: Policy = "convert") -> Path:
+def prepare(
+    name: str,
+    source: Path | None,
+    directory: Path,
+    policy: Policy = "convert",
+    division: Division = Division(),  # noqa: B008 - frozen
+) -> Path:
     """The folder of the data set `name`, prepared under `directory` from what is in `source`.
 
-    A name that is not known takes class folders or an `.npz` file from `source`. Every image is decoded once; the
-    folder's `bad_images.json` names those that are not plain.
+    A name that is not known takes class folders, an `.npz` file or a CSV list of files from `source`; its records are
+    shuffled, once, and `division` makes validation and test images of some. Every image is decoded once; the folder's
+    `bad_images.json` names those that are not plain.
 
     Raises:
       ValueError, FileNotFoundError: for a source that lacks something, saying what and where its owner gives it out.
@@ -117,32 +57,8 @@ def prepare(name: str, source: Path | None, directory: Path, policy: Policy = "c
     folder = directory / name / VERSION
     if folder.exists():
         raise ValueError(f"{folder} is there already. Delete it to prepare {name} anew.")
-    return write(name, *_read(name, source), directory, policy)
-
-
-def write(name: str, contents: Contents, homepage: str, directory: Path, policy: Policy) -> Path:
-    """The folder to which `contents` have been written as the data set `name`.
-
-    Raises:
-      OSError: naming the folder, of which nothing is left.
-    """
-    folder = directory / name / VERSION
-    builder = _Builder(name, contents, homepage, policy, directory)
-    tfds.enable_progress_bar() if sys.stderr.isatty() else tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(None):  # it announces downloads of unknown size
-            builder.download_and_prepare()
-        whole_files.write(folder / BAD_IMAGES, json.dumps([bad._asdict() for bad in builder.bad], indent=1))
-        for split, of_field in builder.labels.items():
-            labels.save(folder, split, {field: np.array(values, np.int32) for field, values in of_field.items()})
-        hashes.write(folder, {split: str(content) for split, content in builder.contents.items()})
-    except (OSError, RuntimeError) as error:  # the latter from array_record
-        full = re.search("No space left on device|Disk quota exceeded|File too large", str(error))
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, RuntimeError) and not full:
-            raise
-        raise OSError(f"{folder} cannot be written: {full[0] if full else error}. Nothing of it is left.") from error
-    return folder
+    contents, homepage = _read(name, source, division)
+    return write(name, contents, homepage, directory, policy)
 
 
 def prepared(name: str, directory: str) -> Any:
@@ -163,7 +79,7 @@ def prepared(name: str, directory: str) -> Any:
         known = ", ".join([*KNOWN, *VIEWS, "synthetic"])
         raise ValueError(
             f"Data set {name!r} is not prepared under {directory}: python -m train prepare {bare} --from PATH. "
-            f"Known: {known}; or any folder or .npz file."
+            f"Known: {known}; or any folder, .npz or CSV file."
         )
     if len({path.parent for path in found}) > 1:
         raise ValueError(f"{name!r} has several configurations: {', '.join(str(p.relative_to(root)) for p in found)}.")
@@ -246,18 +162,20 @@ def bad_images_text(folder: Path) -> str:
     return "\n".join([*lines, f"all {len(bad):,} are named in {folder / BAD_IMAGES}"])
 
 
-def _read(name: str, source: Path | None) -> tuple[Contents, str]:
+def _read(name: str, source: Path | None, division: Division) -> tuple[Contents, str]:
     known = KNOWN.get(name)
+    if known and division != Division():
+        raise ValueError(f"{name} has its owner's splits. Its config takes parts of them, such as train[:90%].")
     source = source or (known.usual_place if known else None)
     if known and not known.files:
         return known.read(Files(Path())), known.homepage
     if source is None or not source.exists():
         asked = f"{source} does not exist." if source else "Say where its files are: --from PATH."
         raise FileNotFoundError(f"{asked} {_wanted(name, known)}")
-    if found := _npz(source, name if known else None):
-        return packed.read(found), ""
     if known is None:
-        return class_folders(Files(source)), ""
+        return _read_ones_own(source, division), ""
+    if found := _npz(source, name):
+        return packed.read(found), ""
     for file in known.files:
         if file.size and (path := source / file.name).is_file() and path.stat().st_size != file.size:
             print(f"note: {path} has {path.stat().st_size:,} bytes, its owner's {file.size:,}", file=sys.stderr)
@@ -271,45 +189,27 @@ def _read(name: str, source: Path | None) -> tuple[Contents, str]:
         raise ValueError(f"{name}: its lists are damaged ({error!r}). {_wanted(name, known)}") from error
 
 
+def _read_ones_own(source: Path, division: Division) -> Contents:
+    if source.suffix == ".npz":
+        return packed.read({"": source}, division)
+    if listed := csv_list.find(source):
+        return csv_list.read(listed, division)
+    return class_folders(Files(source), division)
+
+
 def _wanted(name: str, known: DataSet | None) -> str:
     if known is None:
-        return f"{name!r} takes folders train/<class>/*.jpg or an .npz file. Known by name: {', '.join(KNOWN)}."
+        forms = "folders <class>/*.jpg or train/<class>/*.jpg, an .npz file, or a CSV file with columns file and label"
+        return f"{name!r} takes {forms}. Known by name: {', '.join(KNOWN)}."
     files = "; ".join(map(str, known.files))
     given_out = f"Its owner gives them out at {known.homepage}"
     return f"{name} needs, packed or unpacked: {files}. {given_out} {known.note}".strip()
 
 
-def _npz(source: Path, prefix: str | None) -> dict[str, Path]:
+def _npz(source: Path, prefix: str) -> dict[str, Path]:
     """The file itself, or a folder's `<name>_train.npz` and `<name>_test.npz`."""
     if source.suffix == ".npz":
         return {"": source}
-    if prefix is None:
-        return {}
     named = {"train": "train", "validation": "val", "test": "test"}
     paths = {split: source / f"{prefix}_{word}.npz" for split, word in named.items()}
     return {split: path for split, path in paths.items() if path.is_file()}
-
-
-def _looked_at(examples: Iterable[Example], channels: int) -> Iterator[tuple[Example, str, bool]]:
-    """Each example with its image's flaw and whether it can be used all the same; threads decode ahead."""
-    waiting: deque[tuple[Example, Future[tuple[str, bool]]]] = deque()
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for example in examples:
-            waiting.append((example, threads.submit(flaw, example.image, channels)))
-            if len(waiting) > _AHEAD:
-                first, looked_at = waiting.popleft()
-                yield first, *looked_at.result()
-        for first, looked_at in waiting:
-            yield first, *looked_at.result()
-
-
-def flaw(encoded: bytes, channels: int) -> tuple[str, bool]:
-    """What is not plain about an image, and whether it can be used all the same."""
-    try:
-        images.read(encoded, channels, "raise")
-    except BadImageError as error:
-        with contextlib.suppress(BadImageError):
-            images.read(encoded, channels, "convert")
-            return str(error), True
-        return str(error), False
-    return "", True

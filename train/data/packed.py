@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from train.data.division import Division, divide
 from train.data.sources import SPLIT_OF_FOLDER, Contents, Images, in_memory
 from train.files import arrays
 
@@ -25,8 +26,10 @@ Arrays = dict[str, np.ndarray]
 SAME = {"x": "images", "data": "images", "y": "labels", "targets": "labels"}
 
 
-def read(paths: dict[str, Path]) -> Contents:
+def read(paths: dict[str, Path], division: Division | None = None) -> Contents:
     """The data set in one file, `{"": path}`, or in one for each split, `{"train": path, ...}`.
+
+    With a `division`, some training images become validation and test images, and records have no order.
 
     Raises:
       ValueError: for files without images or labels, or that hold pickled objects.
@@ -59,7 +62,27 @@ def read(paths: dict[str, Path]) -> Contents:
         split: (images, {field: _numbers(values, index[field]) for field, values in labels.items()})
         for split, (images, labels) in splits.items()
     }
-    return in_memory({field: class_names[field] for field in labels_of}, numbered)
+    names = {field: class_names[field] for field in labels_of}
+    contents = in_memory(names, numbered)  # which finds what is wrong with them
+    return contents if division is None else in_memory(names, _divided(numbered, names, division), shuffled=True)
+
+
+def _divided(
+    splits: dict[str, tuple[Images, Arrays]], names: dict[str, list[str]], division: Division
+) -> dict[str, tuple[Images, Arrays]]:
+    """With the training images divided by the label that has the most classes."""
+    if "train" not in splits:
+        return splits
+    images, labels = splits["train"]
+    finest = max(names, key=lambda field: len(names[field]))
+    of_class = [names[finest][label] for label in labels[finest].tolist()]
+    others = [split for split in splits if split != "train"]  # which may not be made anew
+    found = np.array(divide(["train"] * len(of_class) + others, of_class + others, division)[: len(of_class)])
+    made = {}
+    for split in dict.fromkeys(found.tolist()):
+        rows = np.flatnonzero(found == split)
+        made[split] = [images[row] for row in rows.tolist()], {field: values[rows] for field, values in labels.items()}
+    return made | {split: splits[split] for split in others}
 
 
 def _names(fields: Arrays) -> dict[str, list[str]]:

@@ -9,17 +9,18 @@ import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
 from train.data.archives import LARGEST_FILE, Files
+from train.data.division import Division, divide
 from train.data.images import png
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".jfif", ".jpe", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SPLIT_OF_FOLDER = {"train": "train", "val": "validation", "validation": "validation", "valid": "validation"}
-SPLIT_OF_FOLDER |= {"test": "test"}
+SPLIT_OF_FOLDER |= {"training": "train", "test": "test", "testing": "test"}
 
 
 class Example(NamedTuple):
@@ -38,6 +39,7 @@ class Contents:
     splits: dict[str, Callable[[], Iterator[Example]]]
     shape: tuple[int | None, int | None, int] = (None, None, 3)  # None: images differ
     unused: Sequence[tuple[str, str]] = ()  # files that lie there and are no example, each with the reason
+    shuffled: bool = False  # when written: the order in which they lie there, by class as a rule, says nothing
 
 
 Images = Sequence[np.ndarray | bytes] | np.ndarray  # each uint8 (h, w, c), or an encoded file
@@ -69,41 +71,51 @@ def listed(
     return Contents(class_names, {name: lambda listing=listing: split(listing) for name, listing in listings.items()})
 
 
-def class_folders(files: Files) -> Contents:
-    """`train/<class>/**/*.jpg`, and `val` (or `validation`) and `test` likewise: the classes are the training folders.
+def class_folders(files: Files, division: Division = Division()) -> Contents:  # noqa: B008 - frozen
+    """`train/<class>/**/*.jpg`, `val` (or `validation`) and `test` likewise, in any letter case; or `<class>/**/*.jpg`.
 
-    Hidden files and folders are not used.
+    The classes are the training folders. Hidden files and folders are not used. `division` makes validation and test
+    images of some training images.
 
     Raises:
-      ValueError: where there are no such folders, a class has no training image or a name that is none, or the same
-        file lies there twice, in a folder and in an archive.
+      ValueError: where there are no such folders, a class has no training image or a name that is none, the same file
+        lies there twice, in a folder and in an archive, or a split cannot be made.
     """
-    names: dict[str, set[str]] = {}
     unused = [(name, "a link to nothing, or no file") for name in files.unreadable()]
-    seen: set[str] = set()
-    for name, _ in files:
-        if isinstance(place := _split_and_class(name), str):
+    names, seen = [name for name, _ in files], set[str]()
+    has_split_folders = any(isinstance(_in_split_folders(name), tuple) for name in names)
+    place_of = _in_split_folders if has_split_folders else _in_folders(names)
+    places: dict[str, tuple[str, str]] = {}
+    for name in names:
+        if isinstance(place := place_of(name), str):
             unused.append((name, place))
             continue
         check_once(name, seen)
-        names.setdefault(place[0], set()).add(place[1])
-    if strange := [name for name in set().union(*names.values()) if name != name.strip() or not name.isprintable()]:
-        raise ValueError(f"{files.root} has a folder whose name cannot be that of a class: {strange[0]!a}. Rename it.")
-    if "train" not in names:
-        raise ValueError(f"{files.root} has no images under train/<class>/, such as train/cat/1.jpg.")
-    classes = sorted(names["train"])
-    if unknown := sorted(set().union(*names.values()) - set(classes)):
+        places[name] = place
+    found = {class_name for _, class_name in places.values()}
+    check_class_names(found, files.root)
+    classes = sorted({class_name for split, class_name in places.values() if split == "train"})
+    if not classes:
+        raise ValueError(f"{files.root} has no images under train/<class>/ or <class>/, such as train/cat/1.jpg.")
+    if unknown := sorted(found - set(classes)):
         raise ValueError(f"{files.root} has classes without training images: {', '.join(unknown[:5])}.")
     index = {name: label for label, name in enumerate(classes)}
+    splits = divide([split for split, _ in places.values()], [name for _, name in places.values()], division)
+    split_of = dict(zip(places, splits, strict=True))
 
     def split(wanted: str) -> Iterator[Example]:
         for name, read in files:
-            place = _split_and_class(name)
-            if place[0] == wanted and not isinstance(place, str):
-                yield Example(name, read(), {"label": index[place[1]]})
+            if split_of.get(name) == wanted:
+                yield Example(name, read(), {"label": index[places[name][1]]})
 
-    splits = {wanted: lambda wanted=wanted: split(wanted) for wanted in names}
-    return Contents({"label": classes}, splits, unused=unused)
+    named = {wanted: lambda wanted=wanted: split(wanted) for wanted in dict.fromkeys(splits)}
+    return Contents({"label": classes}, named, unused=unused, shuffled=True)
+
+
+def check_class_names(names: Iterable[str], root: Path) -> None:
+    """Raises a ValueError for a name that nobody could read, or tell from another."""
+    if strange := [name for name in names if name != name.strip() or not name.isprintable()]:
+        raise ValueError(f"{root} has a folder whose name cannot be that of a class: {strange[0]!a}. Rename it.")
 
 
 def check_once(name: str, seen: set[str]) -> None:
@@ -116,21 +128,43 @@ def check_once(name: str, seen: set[str]) -> None:
     seen.add(name)
 
 
-def _split_and_class(name: str) -> tuple[str, str] | str:
-    """Of a file in a folder of a split, at any depth in the folder of a class; of others why they are none."""
+def _in_split_folders(name: str) -> tuple[str, str] | str:
+    """Split and class of a file in a folder of a split, at any depth in the folder of a class; of others why not."""
     parts = PurePosixPath(name).parts
-    if any(part.startswith(".") for part in parts):
-        return "hidden"
     place = next((i for i, part in enumerate(parts) if part.lower() in SPLIT_OF_FOLDER), len(parts))
+    if reason := _no_image(parts):
+        return reason
     if place + 2 >= len(parts):
         return "not in a folder train/<class>, val/<class> or test/<class>"
-    if not name.lower().endswith(IMAGE_SUFFIXES):
-        return "not named as an image"
     return SPLIT_OF_FOLDER[parts[place].lower()], parts[place + 1]
 
 
+def _in_folders(names: list[str]) -> Callable[[str], tuple[str, str] | str]:
+    """The same where no folder is that of a split: a class is the first folder that not all images share."""
+    images = [parts for name in names if not _no_image(parts := PurePosixPath(name).parts)]
+    shared = 0
+    while images and all(len(parts) > shared + 2 and parts[shared] == images[0][shared] for parts in images):
+        shared += 1
+
+    def place(name: str) -> tuple[str, str] | str:
+        parts = PurePosixPath(name).parts[shared:]
+        if reason := _no_image(PurePosixPath(name).parts):
+            return reason
+        return ("train", parts[0]) if len(parts) > 1 else "not in the folder of a class"
+
+    return place
+
+
+def _no_image(parts: tuple[str, ...]) -> str:
+    if any(part.startswith(".") for part in parts):
+        return "hidden"
+    return "" if parts[-1].lower().endswith(IMAGE_SUFFIXES) else "not named as an image"
+
+
 def in_memory(
-    class_names: dict[str, list[str]], splits: Mapping[str, tuple[Images, Mapping[str, np.ndarray]]]
+    class_names: dict[str, list[str]],
+    splits: Mapping[str, tuple[Images, Mapping[str, np.ndarray]]],
+    shuffled: bool = False,
 ) -> Contents:
     """Images, as uint8 (h, w, c) or encoded, with labels (n,) by field, for each split; their index is their name.
 
@@ -154,7 +188,8 @@ def in_memory(
 
     height, width, channels = shapes.pop() if len(shapes) == 1 else (None, None, 3)
     channels = min(channels, 3)  # opacity is shown over white
-    return Contents(class_names, {name: lambda name=name: split(name) for name in splits}, (height, width, channels))
+    named = {name: lambda name=name: split(name) for name in splits}
+    return Contents(class_names, named, (height, width, channels), shuffled=shuffled)
 
 
 def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:

@@ -75,7 +75,8 @@ def _range(builder: Any, wanted: str, name: str) -> tuple[str, int, int]:
     if wanted.partition("[")[0] not in known:
         raise ValueError(
             f"Unknown split of {name}: {wanted!r}. Known: {', '.join(known)}; parts such as 'train[90%:]' too "
-            "(train_split, validation_split and test_split of the data's config)."
+            "(train_split, validation_split and test_split of the data's config). Images of one's own may be prepared "
+            "with --val and --test."
         )
     try:
         (part,) = tfds.core.ReadInstruction.from_spec(wanted).to_absolute(builder.info.splits)

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from train.config import Candidate, Experiment, Target, TrainConfig
-from train.data import pipeline
+from train.data import checks, pipeline
 from train.experiments import targets
 from train.experiments.targets import Arrays, FeaturesOf
 from train.files import json_files, whole_files
+from train.interop import initial_weights
 from train.run import hosts
 from train.run.folder import ARRAYS, ARRAYS_HASH, file_hash, provenance, write_json
 from train.run.watchdog import Watchdog
@@ -71,8 +72,12 @@ def _check(config: Experiment) -> dict[str, Any]:
         raise ValueError("Candidates are compared by their probes: they need a tuning_seed and a target.")
     for candidates in arms(config).values():
         for candidate in candidates:
-            loop.prepare(recipe(config.train, candidate), candidate.sites)
+            train = recipe(config.train, candidate)
+            loop.prepare(train, candidate.sites)
+            if start := candidate.given or train.initial_weights:
+                _weights(train, candidate.sites, start, head=bool(candidate.given) or train.initial_head)
     splits = [pipeline.load(config.train.data, split) for split in targets.NAMES]
+    checks.check_classes(splits)
     for name, target in targets.on(config.train.data, config.targets).items():
         splits += targets.check(name, target)
     return hosts.description(config, splits)
@@ -141,9 +146,20 @@ def _train(
 ) -> tuple[Trained, FeaturesOf]:
     """The network, and its features of any split."""
     train = recipe(config.train, candidate)
+    if candidate.given:
+        trained = loop.load_given(train, candidate.sites, _weights(train, candidate.sites, candidate.given, head=True))
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "metrics.jsonl").touch()  # of which it has none
+        return trained, functools.partial(extract_cached, directory / "features", trained, train)
     title = f"{arm}, {directory.name.replace('seed', 'seed ').replace('tuning', 'candidate ')}"
-    trained = loop.train(train, candidate.sites, seed, directory, title)
+    start = train.initial_weights
+    weights = _weights(train, candidate.sites, start, train.initial_head) if start else None
+    trained = loop.train(train, candidate.sites, seed, directory, title, weights)
     return trained, functools.partial(extract_cached, directory / "features", trained, train)
+
+
+def _weights(train: TrainConfig, sites: Sites, source: str, head: bool) -> initial_weights.Weights:
+    return initial_weights.load(Path(source).expanduser(), loop.prepare(train, sites).architecture, head)
 
 
 def _description(config: Experiment, command: str, seconds: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 import vcreg_jax as vc
 from train.config import DataConfig, GradientProbeConfig, NearestNeighborsConfig, ProbeConfig, Target
-from train.data import pipeline
+from train.data import checks, pipeline
 from train.experiments import gradient_probe
 from vcreg_jax.probes import linear, quick
 from vcreg_jax.probes.linear import Split
@@ -48,6 +48,7 @@ def check(name: str, target: Target) -> list[pipeline.Split]:
             f"{name}: the protocol has {target.images} images to train, validate and test, the data set "
             f"{data_of(target).name} {found}. Prepare it from its owner's files, or leave `images` out."
         )
+    checks.check_classes(list(loaded.values()))
     return list(loaded.values())
 
 

@@ -104,6 +104,28 @@ def load_checkpoint(directory: Path) -> tuple[str, Any]:
     return said["model"], _fill(said["model"], tensors)
 
 
+def read_file(source: Path) -> dict[str, Any]:
+    """The tensors in a PyTorch or safetensors file, finite all; raises as `convert`."""
+    tensors, _ = _read(source)
+    _check_finite(source, tensors)
+    return {key.removeprefix("module."): value for key, value in tensors.items()}
+
+
+def load_file(source: Path, name: str | None = None) -> tuple[str, Any]:
+    """The name of the model whose weights are in a PyTorch or safetensors file, and the model with them.
+
+    Raises:
+      ValueError: as `convert`.
+    """
+    tensors, said = _read(source)
+    _check_finite(source, tensors)
+    name = name or said.get("model")
+    if name is None:
+        raise ValueError(f"{source} does not say which model it is. Give --model, of {', '.join(vc.models.names())}.")
+    model, _ = _through_file(source, name, tensors, said.get("num_classes") == "0")
+    return name, model
+
+
 def _check_finite(source: Path, tensors: Mapping[str, Any]) -> None:
     """Raises a ValueError for the first tensor that has numbers which are none in float32."""
     for name, value in tensors.items():

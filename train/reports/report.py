@@ -114,7 +114,8 @@ def _curves(path: Path) -> dict[str, NDArray]:
         }
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a record of step, split and loss in every line ({error!r})") from None
-    _check(bool(points["train"]), f"{path} has no line of the train split")
+    # An arm of given weights, which is not trained, has no lines at all.
+    _check(bool(points["train"]) or not records, f"{path} has no line of the train split")
     return {split: np.array(own, float).T for split, own in points.items() if own}
 
 

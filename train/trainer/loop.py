@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from train.augment import check_mix
 from train.config import TrainConfig
-from train.data import pipeline
+from train.data import checks, pipeline
 from train.run import resume
 from train.run.checkpoints import Checkpoints
 from train.run.log import DataWait, RunLog
@@ -24,7 +24,7 @@ from train.trainer import mesh as meshes
 from train.trainer import nonfinite, online_probe
 from train.trainer.diagnostics import Diagnostics
 from train.trainer.evaluation import Trained, device_batches, evaluate
-from train.trainer.model import Architecture, create_state, structure
+from train.trainer.model import Architecture, create_state, put_weights, structure
 from train.trainer.objective import objective
 from train.trainer.optim import learning_rates, make_optimizer
 from train.trainer.step import Normalize, State, make_loss, make_predict, make_train_step, weights_to_use
@@ -60,14 +60,24 @@ def prepare(config: TrainConfig, sites: Sites) -> Prepared:
     check_mix(config.mix, config.batch_size, config.data.repeats)
     data = pipeline.load(config.data, "train")
     validation = pipeline.load(config.data, "validation")
+    checks.check_training(config.data, data, validation, config.batch_size)
     architecture = Architecture(config.model, data.num_classes, data.image_shape, sites, config.joint_embedding)
     graphdef, norms = structure(architecture)
     optimizer = make_optimizer(config.optimizer, config.steps, norms)
     return Prepared(mesh, data, validation, architecture, graphdef, optimizer)
 
 
-def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: str) -> Trained:
+def train(
+    config: TrainConfig,
+    sites: Sites,
+    seed: int,
+    directory: Path,
+    title: str,
+    weights: tuple[dict, dict] | None = None,
+) -> Trained:
     """Trains to `config.steps`, going on from the newest checkpoint under `directory` if there is one.
+
+    `weights`, parameters and batch statistics, are what it starts from in place of those that the seed draws.
 
     Writes `metrics.jsonl` and `checkpoints/`. The order within a step is fixed: evaluate, save, diagnose, step, log.
     """
@@ -87,6 +97,8 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
         Checkpoints(directory / "checkpoints", config.checkpoints, about) as checkpoints,
     ):
         state = create_state(run.architecture, run.optimizer, run.mesh, seed, config.ema is not None, config.guard)
+        if weights is not None:
+            state = put_weights(state, *weights)
         start, warnings = 0, []
         if restored := checkpoints.restore_newest(like=state):
             start, state = restored.step, restored.state
@@ -120,6 +132,16 @@ def train(config: TrainConfig, sites: Sites, seed: int, directory: Path, title: 
             except Preempted:
                 log.warn(step, checkpoints.save(step, state, {}, wait=True))
                 raise
+    return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), validation["accuracy"])
+
+
+def load_given(config: TrainConfig, sites: Sites, weights: tuple[dict, dict]) -> Trained:
+    """The network with these weights, not trained; they must be complete."""
+    run = prepare(config, sites)
+    predict_with = make_predict(run.graphdef, Normalize(config.data.mean, config.data.std))
+    with jax.set_mesh(run.mesh):
+        state = put_weights(create_state(run.architecture, run.optimizer, run.mesh, 0, guard=config.guard), *weights)
+        validation = evaluate_network(predict_with, state, run, config, lambda: None)
     return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), validation["accuracy"])
 
 

@@ -73,6 +73,18 @@ def create_state(
     return _initializer(architecture, optimizer, mesh, with_ema, guard)(seed)
 
 
+def put_weights(state: State, params: dict, batch_stats: dict) -> State:
+    """The state before the first step with these weights, and where they have none with its own."""
+    weights = {"params": _filled(state["params"], params), "batch_stats": _filled(state["batch_stats"], batch_stats)}
+    return state | weights | ({"ema": jax.tree.map(jnp.copy, weights)} if "ema" in state else {})
+
+
+def _filled(own: Any, given: Any) -> Any:
+    if isinstance(own, dict):
+        return {key: _filled(value, given[key]) if key in given else value for key, value in own.items()}
+    return jax.device_put(jnp.asarray(given, own.dtype), own.sharding)
+
+
 def abstract_state(
     architecture: Architecture,
     optimizer: optax.GradientTransformation,

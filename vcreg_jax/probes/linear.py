@@ -103,7 +103,8 @@ def fit(
       labels: class indices.
       num_classes: k.
       l2: strengths, in any order; the result keeps it.
-      tolerance: see above. At 1e-4, F is typically within 1e-6 of its minimum, relatively.
+      tolerance: see above. At 1e-4, F of features of trained ResNets lay 4e-6 (the median strength) to 7e-4 (the
+        worst) above its minimum, relatively; at 1e-5 at most 8e-7 where 1e-4 left 4e-5.
       max_iterations: per strength.
       mask: False for rows to leave out, such as padding.
       lanes: p. More of them feed a wide accelerator; one alone needs the fewest iterations.
