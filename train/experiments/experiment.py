@@ -149,7 +149,7 @@ def _train(
     if candidate.given:
         trained = loop.load_given(train, candidate.sites, _weights(train, candidate.sites, candidate.given, head=True))
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "metrics.jsonl").touch()  # of which it has none
+        (directory / "metrics.jsonl").touch()  # it has none
         return trained, functools.partial(extract_cached, directory / "features", trained, train)
     title = f"{arm}, {directory.name.replace('seed', 'seed ').replace('tuning', 'candidate ')}"
     start = train.initial_weights

@@ -82,7 +82,7 @@ def put_weights(state: State, params: dict, batch_stats: dict) -> State:
 def _filled(own: Any, given: Any) -> Any:
     if isinstance(own, dict):
         return {key: _filled(value, given[key]) if key in given else value for key, value in own.items()}
-    return jax.device_put(jnp.asarray(given, own.dtype), own.sharding)
+    return jax.device_put(jnp.array(given, own.dtype, copy=True), own.sharding)  # since steps donate the state
 
 
 def abstract_state(
