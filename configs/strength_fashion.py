@@ -1,7 +1,7 @@
 """How strong must VCReg be? Fashion-MNIST: trained on three kinds of things, probed on the ten classes.
 
 Paper  does not have it
-Ours   short: +0.8 ± 0.5 (L-BFGS), +3.2 ± 0.5 (AdamW), +1.9 ± 1.0 (nearest neighbours); the baseline at 4e-3 alone
+Ours   short: +0.7 ± 0.4 (L-BFGS), +3.2 ± 0.5 (AdamW), +1.9 ± 1.0 (nearest neighbours)
        long: -0.1 ± 0.3 (L-BFGS), +4.8 ± 0.5 (AdamW), +3.1 ± 0.3 (nearest neighbours)
 Run    apt-get install dataset-fashion-mnist; python -m train prepare fashion_mnist
        python -m train run configs/strength_fashion.py --point short; --point long; python -m train report strength
