@@ -2,7 +2,7 @@
 
 Paper  Table 5, ConvNeXt on CIFAR-100's 20 superclasses, probed on its 100 classes: 60.7 -> 72.9 %
 Ours   probe 91.83 ± 1.01 % without, 95.85 ± 0.92 % with VCReg (n = 10): +4.01 ± 0.43 (commit ec71435)
-Run    make run, or: python -m train run configs/digits.py [--train.steps 400] [--seeds 0 1 2]
+Run    make run, or: python -m train run digits [--train.steps 400] [--seeds 0 1 2]
 Cost   about 3 minutes on 2 CPU cores
 
 alpha, beta, delta and the convention are the best of 68 points on validation images, with two other seeds: see

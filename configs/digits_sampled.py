@@ -2,7 +2,7 @@
 
 Paper  nothing: the sampled form is ours
 Ours   see docs/sampled.md (n = 3 seeds): no difference beyond the noise
-Run    python -m train run configs/digits_sampled.py
+Run    python -m train run digits_sampled
 Cost   about 4 minutes on 2 CPU cores
 
 The first stage's maps are 4x4: of them `sample=4` keeps every third row and column, one position in four, since one in

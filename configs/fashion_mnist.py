@@ -5,7 +5,7 @@ Ours   test images 79.8 % without, 80.7 % with VCReg; linear probe 83.9 and 84.4
        (1 seed, so no error to judge them by; the baseline's probe stopped at its limit of 200 steps, at a relative
        gradient of 2.9e-4; commit a249c0e, one CPU core of a shared machine)
 Run    apt-get install dataset-fashion-mnist; python -m train prepare fashion_mnist
-       python -m train run configs/fashion_mnist.py [--train.steps 4300]
+       python -m train run fashion_mnist [--train.steps 4300]
 Cost   6 minutes an arm at 320 images/s on one CPU core, and the probe of 55,000 images as long again
 """
 

@@ -4,7 +4,7 @@ Paper  a picture: VCReg bends the boundary around the moons, usual regularizers 
 Ours   three layers, smallest distance of a point to the boundary, and how much more the separating axis counts: without
        regularization 0.126 and 12.5, VCReg (0.64, 0.08) 0.125 and 12.2, VCReg (25, 1) 0.178 and 2.1 (n = 10 seeds);
        spectral decoupling 0.173 and 3.8, batch norm 0.246 and 2.0: docs/results/fig1.md
-Run    python -m train run configs/fig1_two_moons.py
+Run    python -m train run fig1_two_moons
 Cost   2 min 51 s on 2 CPU cores, one of them busy with something else
 
 Data, two-layer network and methods are those of the gradient-starvation paper (`train.experiments.two_moons`), which

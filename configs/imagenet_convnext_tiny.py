@@ -2,8 +2,8 @@ r"""ConvNeXt-T on ImageNet by torchvision's recipe of 600 epochs.
 
 Paper  Table 2: 82.5 % without, 82.4 % with VCReg
 Ours   not run: it needs ImageNet and accelerators. Begun on synthetic images (second command) only.
-Run    python -m train prepare imagenet --from FOLDER; python -m train run configs/imagenet_convnext_tiny.py
-       python -m train run configs/imagenet_convnext_tiny.py --train.data.name synthetic \
+Run    python -m train prepare imagenet --from FOLDER; python -m train run imagenet_convnext_tiny
+       python -m train run imagenet_convnext_tiny --train.data.name synthetic \
            --train.data.synthetic-images 64 --train.batch-size 64 --train.steps 20 \
            --train.optimizer.schedule.warmup-steps 5
 Cost   600 epochs of 4.5 GMACs an image forward at 224 (2.8 at the 176 it trains at)

@@ -2,8 +2,8 @@ r"""ResNet-50 on ImageNet, the network of most of the paper's tables.
 
 Paper  Table 2: 76.1 % without, 76.3 % with VCReg
 Ours   not run: it needs ImageNet and accelerators. Begun on synthetic images (second command) only.
-Run    python -m train prepare imagenet --from FOLDER; python -m train run configs/imagenet_resnet50.py
-       python -m train run configs/imagenet_resnet50.py --train.data.name synthetic \
+Run    python -m train prepare imagenet --from FOLDER; python -m train run imagenet_resnet50
+       python -m train run imagenet_resnet50 --train.data.name synthetic \
            --train.data.synthetic-images 64 --train.batch-size 16 --train.steps 20 --train.model.norm-scope 2
 Cost   90 epochs of 4.1 GMACs an image forward: some 1.4e18 multiply-adds an arm
 

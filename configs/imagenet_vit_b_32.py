@@ -3,8 +3,8 @@ r"""ViT-B/32 on ImageNet by torchvision's recipe of 300 epochs.
 Paper  Table 2: 75.9 % without, 76.3 % with VCReg
 Ours   not run: it needs ImageNet and accelerators. Begun on synthetic images (second command)
        and, 3 steps of 12 images each, on a folder of JPEGs.
-Run    python -m train prepare imagenet --from FOLDER; python -m train run configs/imagenet_vit_b_32.py
-       python -m train run configs/imagenet_vit_b_32.py --train.data.name synthetic \
+Run    python -m train prepare imagenet --from FOLDER; python -m train run imagenet_vit_b_32
+       python -m train run imagenet_vit_b_32 --train.data.name synthetic \
            --train.data.synthetic-images 64 --train.batch-size 256 --train.steps 20 \
            --train.optimizer.schedule.warmup-steps 5
 Cost   300 epochs of 4.4 GMACs an image forward

@@ -2,7 +2,7 @@
 
 Paper  Table 1, one A100, forward and backward, batch 128: VCReg +9.9 % (ViT-B/32), +6.6 % (ConvNeXt-T)
 Ours   docs/results/pod.md: compiled for v5e, by the compiler's estimate; not run on a TPU
-Run    python -m train preflight configs/pod.py --topology v5e:2x2 --image-shape 224 224 3 --num-classes 1000
+Run    python -m train preflight pod --topology v5e:2x2 --image-shape 224 224 3 --num-classes 1000
            [--train.model.name vit_b_32] [--train.batch-size 512] [--json FILE]
 Cost   1 to 5 minutes an arm on 2 CPU cores
 

@@ -2,7 +2,7 @@
 
 Paper  does not say
 Ours   batch 32: Algorithm 1's best beta is 4 times that of 128, Eq. 4's stays; 512: not run (docs/results/strength.md)
-Run    python -m train run configs/strength_batch.py --point "batch 32"; --point "batch 512"
+Run    python -m train run strength_batch --point "batch 32"; --point "batch 512"
 Cost   2 and 20 minutes on one CPU core
 
 Algorithm 1's covariance term counts samples, Eq. 4's does not. If Eq. 4's strength is the one that stays put, its best

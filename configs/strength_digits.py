@@ -2,7 +2,7 @@
 
 Paper  grid of alpha 0.16 to 1.28 and beta 0.01 to 0.16 (Appendix A); which point won is not said
 Ours   probes +3.9 (L-BFGS), +6.6 (AdamW), +12.4 (nearest neighbours) at the best point: docs/results/strength.md
-Run    python -m train run configs/strength_digits.py; python -m train report strength
+Run    python -m train run strength_digits; python -m train report strength
 Cost   138 runs of the search and 40 final ones, about 17 s each on one CPU core
 
 The training is that of digits.py. All points are tried with two seeds and chosen by three probes of the ten digits on

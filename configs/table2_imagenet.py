@@ -3,7 +3,7 @@
 Paper  in `PAPER` below; e.g. ResNet-50 on Cars: none 43.6, DeCov 45.7, WLD-Reg 43.9, VCReg 54.1 %
 Ours   not run: it needs ImageNet, the eight data sets and accelerators; table2_small.py is what a CPU can do
 Run    python -m train prepare imagenet --from FOLDER, and likewise the sets that configs/probes.py names;
-       python -m train run configs/table2_imagenet.py [--point convnext_tiny]; python -m train report table2
+       python -m train run table2_imagenet [--point convnext_tiny]; python -m train report table2
 Cost   12 ResNet-50s of 90 epochs; 6 ConvNeXt-Ts of 600 and 6 ViT-B/32s of 300
 
 Not as in the paper: it took torchvision's weights for "none", where here all arms train alike. It does not tell its

@@ -3,7 +3,7 @@
 Paper  ResNet-50 on ImageNet, e.g. Cars: none 43.6, DeCov 45.7, WLD-Reg 43.9, VCReg 54.1 %
 Ours   CIFAR-10: none 39.34 ± 0.50, DeCov 37.08 ± 0.56, WLD-Reg 39.01 ± 0.52, VCReg 39.95 ± 0.79 % (n = 3)
 Run    python -m train prepare cifar100 --from FOLDER, and likewise cifar10, flowers89, caltech97 and dtd10;
-       python -m train run configs/table2_small.py
+       python -m train run table2_small
 Cost   20 runs of about a minute on one CPU core
 
 flowers89, caltech97 and dtd10 are parts of Flowers-102, Caltech-101 and DTD at 64x64, brought to 32x32, with splits of

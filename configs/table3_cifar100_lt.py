@@ -2,7 +2,7 @@
 
 Paper  ResNet-32, test: 37.4 -> 40.4 %
 Ours   not run at this length; in small: configs/table3_small_cifar100.py
-Run    python -m train prepare cifar100 --from FOLDER; python -m train run configs/table3_cifar100_lt.py
+Run    python -m train prepare cifar100 --from FOLDER; python -m train run table3_cifar100_lt
 Cost   126 + 6 runs of 4,300 steps of 256 images, as two programs; on a CPU days: see configs/table3_small_cifar100.py
 
 2 learning rates x 4 alphas x 5 betas and the baseline at both rates, 3 seeds, trained together. Other groups' plain

@@ -2,7 +2,7 @@
 
 Paper  ResNet-32, test: 69.6 -> 71.2 %
 Ours   not run at this length; in small: configs/table3_small_cifar10.py
-Run    python -m train prepare cifar10 --from FOLDER; python -m train run configs/table3_cifar10_lt.py
+Run    python -m train prepare cifar10 --from FOLDER; python -m train run table3_cifar10_lt
 Cost   126 + 6 runs of 4,900 steps of 256 images, as two programs; on a CPU days: see configs/table3_small_cifar10.py
 
 2 learning rates x 4 alphas x 5 betas and the baseline at both rates, 3 seeds, trained together. Other groups' plain

@@ -2,7 +2,7 @@
 
 Paper  ResNet-32, 32 pixels, 100 epochs, test: 69.6 -> 71.2 %
 Ours   16 pixels, 2.5 epochs: 28.55 ± 1.03 % without, 29.64 ± 0.95 % with VCReg (n = 3): +1.09 ± 0.81
-Run    python -m train prepare cifar10 --from FOLDER; python -m train run configs/table3_small_cifar10.py
+Run    python -m train prepare cifar10 --from FOLDER; python -m train run table3_small_cifar10
 Cost   10 runs of 160 steps, then 6 of 480, of 64 images: half an hour on one CPU core
 
 A size at which one CPU core does both data sets in an hour: images shrunk to 16 pixels, 2.5 epochs on all training

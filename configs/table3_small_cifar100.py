@@ -2,7 +2,7 @@
 
 Paper  ResNet-32, 32 pixels, 100 epochs, test: 37.4 -> 40.4 %
 Ours   6.76 ± 0.66 -> 8.39 ± 0.45 % (n = 3; chosen: learning rate 0.016; 0.008, alpha 0.16, beta 0.16)
-Run    python -m train prepare cifar100 --from FOLDER; python -m train run configs/table3_small_cifar100.py
+Run    python -m train prepare cifar100 --from FOLDER; python -m train run table3_small_cifar100
 Cost   10 runs of 96 steps, then 6 of 320, of 64 images: about ten minutes on one CPU core
 
 A size at which one CPU core does both data sets in an hour: images shrunk to 16 pixels, 1.9 epochs on all training

@@ -3,7 +3,7 @@
 Paper  in `PAPER` below; e.g. iNaturalist 2018: 37.2 -> 41.3 %
 Ours   not run: it needs the nine data sets and accelerators; table4_small.py is what a CPU can do
 Run    python -m train prepare imagenet --from FOLDER, and likewise the sets that configs/probes.py names;
-       python -m train run configs/table4_simclr.py; python -m train report table4
+       python -m train run table4_simclr; python -m train report table4
 Cost   6 runs of 100 epochs of 2 views of 4.1 GMACs forward
 
 alpha and beta: the paper does not name the point it chose; (0.64, 0.08) is in two public copies of its code. One

@@ -2,8 +2,8 @@
 
 Paper  ResNet-50, ImageNet, e.g. iNaturalist 2018: SimCLR 37.2 -> 41.3, VICReg 41.7 -> 41.4 %
 Ours   SimCLR 36.54 ± 0.74 -> 36.12 ± 0.15, VICReg 34.07 ± 0.77 -> 33.79 ± 0.76 % (n = 3)
-Run    python -m train prepare cifar10 --from FOLDER; python -m train run configs/table4_small.py --point simclr
-       python -m train run configs/table4_small.py --point vicreg; python -m train report table4
+Run    python -m train prepare cifar10 --from FOLDER; python -m train run table4_small --point simclr
+       python -m train run table4_small --point vicreg; python -m train report table4
 Cost   12 runs of about a minute on one CPU core
 
 A size that one CPU core does in a quarter of an hour: a ConvNeXt of 0.25 M parameters, 150 steps of 128 pairs of views.

@@ -2,7 +2,7 @@
 
 Paper  ConvNeXt-Atto, 200 epochs: 60.7 -> 72.9 %
 Ours   26.96 ± 0.17 % with VCReg, 25.78 ± 0.21 % without (n = 3): +1.18 ± 0.15 (commit 7909b51)
-Run    python -m train prepare cifar100 --from FOLDER; python -m train run configs/table5_small.py
+Run    python -m train prepare cifar100 --from FOLDER; python -m train run table5_small
 Cost   10 runs of about 6 minutes on one CPU core
 
 What one CPU core does in an hour: 45,000 training images of 32x32, 6.8 epochs, a ConvNeXt of 0.25 M parameters. Each

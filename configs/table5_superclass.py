@@ -3,8 +3,8 @@
 Paper  in `PAPER` below; CIFAR-100: 60.7 -> 72.9 %
 Ours   CIFAR-100, half of 100 epochs, 32 pixels: 32.94 ± 0.57 % without (n = 3), 34.41 ± 1.28 % with VCReg (n = 2), one
        H200 (docs/results/transfer.md); the rest not run: it needs ImageNet. table5_small.py is what a CPU can do
-Run    python -m train prepare cifar100 --from FOLDER; python -m train run configs/table5_superclass.py
-       python -m train run configs/table5_superclass.py --point living_9; python -m train report table5
+Run    python -m train prepare cifar100 --from FOLDER; python -m train run table5_superclass
+       python -m train run table5_superclass --point living_9; python -m train report table5
 Cost   10 ConvNeXt-Attos of 200 epochs a column
 
 The paper's two learning rates are the two candidates of either arm, so that both are tuned alike. Its alpha and beta

@@ -3,7 +3,7 @@
 Paper  in `PAPER` below; e.g. Cars: features 39.6, blocks 48.1, downsampling 40.9, both 48.3 %
 Ours   not run: it needs ImageNet and accelerators; table7_small.py is what a CPU can do
 Run    python -m train prepare imagenet --from FOLDER, and likewise the sets that configs/probes.py names;
-       python -m train run configs/table7_placement.py; python -m train report table7
+       python -m train run table7_placement; python -m train report table7
 Cost   20 ConvNeXt-Attos of 90 epochs
 
 The paper's two learning rates are the two candidates of every place. It searched alpha and beta at each, and does not

@@ -3,7 +3,7 @@
 Paper  ConvNeXt-Atto on ImageNet, e.g. Cars: features 39.6, blocks 48.1, downsampling 40.9, both 48.3 %
 Ours   CIFAR-10: 40.19 ± 0.80, 39.93 ± 0.78, 40.10 ± 0.20, 40.10 ± 0.34 % (n = 3), in this order; DTD: 29.75 ± 0.66,
        27.58 ± 0.63, 27.58 ± 1.38, 27.17 ± 1.26 % (commit a7e190d)
-Run    as in table2_small.py, then python -m train run configs/table7_small.py
+Run    as in table2_small.py, then python -m train run table7_small
 Cost   20 runs and their probes: about half an hour on one CPU core
 
 Each place has the two candidates that VCReg has in table2_small.py, whose column VCReg is "blocks" here.
