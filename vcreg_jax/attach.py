@@ -23,9 +23,7 @@ def attach(
     at: Literal["output", "input"] = "output",
     mask: Callable[..., Array] | None = None,
 ) -> tuple[str, ...]:
-    """The paths of the modules of `model` to whose output `reg` is applied from now on, in place.
-
-        vc.attach(model, vc.VCReg(alpha=0.64, beta=0.08), where=ResidualBlock)
+    """Apply `reg` to the output of every module that `where` means, from now on and in place.
 
     Each such module becomes an instance of a subclass of its class whose call returns `reg` of what it returned.
     Parameters, state and checkpoints stay what they were, and so does the compiled inference program. It holds
@@ -42,9 +40,19 @@ def attach(
       at: `"input"` regularizes the module's first argument instead: the features, before a classifier `"head"`.
       mask: from the arguments of the module's call, which rows count: `mask=lambda x, mask: mask`. See `masked`.
 
+    Returns:
+      The paths of the modules that now have it.
+
     Raises:
       ValueError: for a `where` that matches nothing, naming what is near; a module that has a regularizer already; a
         `reg` that holds arrays. When the model is called, for an output that is no array, naming its arrays.
+
+    Examples:
+      >>> import vcreg_jax as vc
+      >>> from flax import nnx
+      >>> model = nnx.Sequential(nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(16, 3, rngs=nnx.Rngs(1)))
+      >>> vc.attach(model, vc.VCReg(alpha=0.64, beta=0.08), where="layers/0")
+      ('layers/0',)
     """
     placement = Placement(reg, item, at, mask)
     modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
@@ -62,7 +70,22 @@ def attach(
 
 
 def detach(model: nnx.Module) -> tuple[str, ...]:
-    """The paths of the modules that had a regularizer by `attach` and are now without, of their own class again."""
+    """Take off what `attach` put on `model`, in place: its modules are of their own classes again.
+
+    Args:
+      model: any NNX model.
+
+    Returns:
+      The paths of the modules that had a regularizer.
+
+    Examples:
+      >>> import vcreg_jax as vc
+      >>> from flax import nnx
+      >>> model = nnx.Sequential(nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.relu)
+      >>> _ = vc.attach(model, vc.VCReg(), where=nnx.Linear)
+      >>> vc.detach(model)
+      ('layers/0',)
+    """
     chosen = {path: module for path, module in nnx.iter_modules(model) if hasattr(module, _PLACEMENT)}
     for module in chosen.values():
         object.__setattr__(module, "__class__", type(module).__bases__[0])

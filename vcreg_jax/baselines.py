@@ -29,27 +29,38 @@ from vcreg_jax.statistics import (
 @pytree("weight")
 @dataclass(frozen=True)
 class DeCov:
-    """DeCov of features `h` of shape `(*samples, d)`: half the squared off-diagonal covariances, summed.
+    """Regularize features by DeCov: half the squared off-diagonal covariances, summed.
 
-    With n samples, x = h - mean over samples and C = x'x / n, the penalty is
+    It is applied as `VCReg` is, usually to the input of the classifier: `Sites(features=DeCov(...))`. With features `h`
+    of shape `(*samples, d)`, n samples, x = h - mean over samples and C = x'x / n, the penalty is
 
-        weight / 2 * sum_{i != j} C_ij^2
+        weight / 2 * sum_{i != j} C_ij^2                                       DeCov, Eq. 2
 
     and its gradient 2 weight / n * x offdiag(C). It is Eq. 4 of the VCReg paper with
     beta = weight d (d - 1) / 2 * ((n - 1) / n)^2, and is computed as that: one matrix product, and at most one
     all-reduce over a sharded batch. Unlike Eq. 4 it is not averaged over pairs, so it grows with the width.
 
-    Source: Cogswell et al., "Reducing Overfitting in Deep Networks by Decorrelating Representations"
-    (arXiv 1511.06068), Eq. 2. The paper took its hyper-parameters from the WLD-Reg paper; the value of `weight`
-    used there is unverified.
+    Args:
+      weight: at least 0; a number or a traced scalar.
+      scope: whose statistics, as for `VCReg`.
+      axis_name: over whose devices the batch is split, as for `VCReg`.
 
     Raises:
       ValueError: for a negative weight; and when called as for `VCReg`.
+
+    Examples:
+      >>> import vcreg_jax as vc
+      >>> sites = vc.Sites(features=vc.DeCov(weight=0.1))
+
+    Reference:
+      Cogswell et al., "Reducing Overfitting in Deep Networks by Decorrelating Representations" (arXiv 1511.06068),
+      Eq. 2. The VCReg paper took its hyper-parameters from the WLD-Reg paper; the value of `weight` used there is
+      unverified.
     """
 
-    weight: float | Array = 0.1  # may be traced
-    scope: Literal["global"] | int = "global"  # whose statistics, as for VCReg
-    axis_name: str | tuple[str, ...] | None = None  # over whose devices the batch is split, as for VCReg
+    weight: float | Array = 0.1
+    scope: Literal["global"] | int = "global"
+    axis_name: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.weight, int | float) and not 0 <= self.weight < math.inf:
@@ -58,20 +69,20 @@ class DeCov:
         VCReg(scope=self.scope)  # which refuses what is no scope
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """`h` itself; the backward pass adds `gradient(h)`."""
+        """Return `h`; the backward pass adds `gradient(h)`."""
         VCReg(scope=self.scope, axis_name=self.axis_name)(h)  # checks the features
         return add_gradient(self, h)
 
     def scaled(self, weight: float | Array) -> "DeCov":
-        """The same regularizer times `weight`, for gradient accumulation and loss scaling; see `VCReg.scaled`."""
+        """Return the same regularizer times `weight`, for gradient accumulation; see `VCReg.scaled`."""
         return replace(self, weight=self.weight * weight)
 
     def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
-        """The formula above, in float32 or wider."""
+        """Return the formula above for `h` of shape `(*samples, d)`, a scalar in float32 or wider."""
         return self._as_vcreg(h).penalty(h)
 
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h)` in closed form, in float32 or wider."""
+        """Return the gradient of `penalty(h)` in closed form, `(*samples, d)` in float32 or wider."""
         return self._as_vcreg(h).gradient(h)
 
     def _as_vcreg(self, h: Array) -> VCReg:
@@ -84,39 +95,51 @@ class DeCov:
 @pytree("diversity", "activation")
 @dataclass(frozen=True)
 class WLDReg:
-    """WLD-Reg of features `h` of shape `(*samples, d)`: features are to differ from each other on the batch.
+    """Regularize features by WLD-Reg: features are to differ from each other on the batch.
 
-    With the similarity of two features, their mean over the n samples j,
+    It is applied as `VCReg` is, usually to the input of the classifier: `Sites(features=WLDReg(...))`. With features
+    `h` of shape `(*samples, d)` and n samples j, the similarity of two features a and b is
 
         s_ab = 1 / n * sum_j exp(-gamma (h_ja - h_jb)^2)
 
-    the penalty is `diversity` times
+    and the penalty is `diversity` times
 
         sum_{a != b} s_ab     variant "direct"
         -det S                variant "det"
         -log det S            variant "logdet"
 
     plus `activation` / n * sum_j |h_j|^2, without which features could grow apart by scale alone. S is symmetric
-    and positive semidefinite with a diagonal of ones. Two equal features make log det S infinite: `jitter` times the
-    identity is added to S under both determinants.
+    and positive semidefinite with a diagonal of ones. It takes n d^2 exponentials, d rows of n d at a time, forward
+    again in the backward pass.
 
-    It takes n d^2 exponentials, d rows of n d at a time, forward again in the backward pass.
-
-    Source: Laakom et al., "WLD-Reg: A Data-dependent Within-layer Diversity Regularizer" (AAAI 2023, arXiv
-    2301.01352). The default weights and gamma, and that the activations' term is a mean over samples, are
-    unverified.
+    Args:
+      diversity: weight of the similarities, at least 0; a number or a traced scalar.
+      activation: weight of the mean squared norm, at least 0; a number or a traced scalar.
+      variant: "direct", "det" or "logdet", as above.
+      gamma: how fast similarity falls with distance, above 0, in one over the features' unit squared.
+      jitter: times the identity, added to S under both determinants, above 0; else two equal features would make
+        log det S infinite.
+      axis_name: over whose devices the batch is split, as for `VCReg`.
 
     Raises:
       ValueError: for weights that are negative, `gamma` or `jitter` not above 0, an unknown variant; and when
         called on integers or on fewer than two axes.
+
+    Examples:
+      >>> import vcreg_jax as vc
+      >>> sites = vc.Sites(features=vc.WLDReg(variant="logdet"))
+
+    Reference:
+      Laakom et al., "WLD-Reg: A Data-dependent Within-layer Diversity Regularizer" (AAAI 2023, arXiv 2301.01352). The
+      default weights and gamma, and that the activations' term is a mean over samples, are unverified.
     """
 
-    diversity: float | Array = 1e-3  # may be traced
-    activation: float | Array = 1e-3  # may be traced
+    diversity: float | Array = 1e-3
+    activation: float | Array = 1e-3
     variant: Literal["direct", "det", "logdet"] = "direct"
     gamma: float = 10.0
     jitter: float = 1e-6
-    axis_name: str | tuple[str, ...] | None = None  # over whose devices the batch is split, as for VCReg
+    axis_name: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("diversity", "activation"):
@@ -131,7 +154,7 @@ class WLDReg:
             raise ValueError(f'WLDReg needs variant "direct", "det" or "logdet", got {self.variant!r}.')
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """`h` itself; the backward pass adds `gradient(h)`."""
+        """Return `h`; the backward pass adds `gradient(h)`."""
         if h.ndim < 2 or not jnp.issubdtype(h.dtype, jnp.floating):
             raise ValueError(
                 f"WLDReg needs floating-point features of shape (*samples, d) with at least two axes, got "
@@ -140,13 +163,18 @@ class WLDReg:
         return add_gradient(self, h)
 
     def scaled(self, weight: float | Array) -> "WLDReg":
-        """The same regularizer with both terms times `weight`, for gradient accumulation; see `VCReg.scaled`."""
+        """Return the same regularizer with both terms times `weight`, for gradient accumulation; see `VCReg.scaled`."""
         return replace(self, diversity=self.diversity * weight, activation=self.activation * weight)
 
     def penalty(
         self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
     ) -> Float[Array, ""]:
-        """The formula above, in float32 or wider; with `keep` of the rows where it is true alone."""
+        """Return the formula above, a scalar in float32 or wider.
+
+        Args:
+          h: features `(*samples, d)`, of a floating dtype.
+          keep: which rows count, boolean `(*samples,)`; None counts all.
+        """
         if (explicit := explicit_sharding(h)) is None:
             return self._penalty(h, keep)
         with jax.sharding.use_abstract_mesh(explicit[0]):
@@ -155,7 +183,12 @@ class WLDReg:
     def gradient(
         self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
     ) -> Float[Array, "*samples d"]:
-        """`jax.grad(penalty)(h, keep)`, in float32 or wider."""
+        """Return `jax.grad(penalty)(h, keep)`, `(*samples, d)` in float32 or wider.
+
+        Args:
+          h: features `(*samples, d)`, of a floating dtype.
+          keep: which rows count, boolean `(*samples,)`; None counts all.
+        """
         return jax.grad(self.penalty)(h, keep).astype(statistics_dtype(h))
 
     def _penalty(self, h: Array, keep: Array | None) -> Array:

@@ -18,20 +18,23 @@ _ROUNDING = 1e-5  # a bias gets the sum of a gradient's rows, which is 0 but for
 
 
 class Reach(NamedTuple):
-    """What one regularizer does in one backward pass."""
+    """What one regularizer does in one backward pass.
 
-    arrays: int  # of parameters that receive something of its gradient
-    norm: float  # of all that they receive
-    verdict: str  # in words
+    Attributes:
+      arrays: how many arrays of parameters receive something of its gradient.
+      norm: of all that they receive.
+      verdict: in words, one of those that `check` lists.
+    """
+
+    arrays: int
+    norm: float
+    verdict: str
 
 
 def check(
     model: nnx.Module, *args: Any, loss: Callable[[Any], Float[Array, ""]] | None = None, **kwargs: Any
 ) -> dict[str, Reach]:
     """Say of every regularizer of `model` whether its gradient reaches the parameters, by two backward passes each.
-
-        for path, found in vc.check(model, images).items():
-            print(path, found.verdict)
 
     Regularizers are those of `vc.attach`, and those that a module holds as an attribute, as this package's models do;
     one that a call makes by itself is not seen. They are named by the module's path, and the attribute's name. `model`
@@ -47,6 +50,19 @@ def check(
       args: a batch, as the model takes it, and what else it is called with.
       loss: a scalar of what the model returns, by default the sum of that, or of a tuple's first element, the logits.
       kwargs: as `args`.
+
+    Returns:
+      A `Reach` by the name of each regularizer; empty for a model without one.
+
+    Examples:
+      >>> import jax
+      >>> import vcreg_jax as vc
+      >>> from flax import nnx
+      >>> model = nnx.Sequential(nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(16, 3, rngs=nnx.Rngs(1)))
+      >>> _ = vc.attach(model, vc.VCReg(), where="layers/0")
+      >>> x = jax.random.normal(jax.random.key(0), (4, 8))
+      >>> {path: found.verdict for path, found in vc.check(model, x).items()}
+      {'layers/0': 'reaches the parameters'}
     """
     sites, called = _sites(model), set()
     if not sites:

@@ -19,13 +19,21 @@ from vcreg_jax.statistics import (
 
 
 class Diagnosis(NamedTuple):
-    """Of one layer's features, over all samples of a batch; scalars."""
+    """What one layer's features look like to the regularizer, over all samples of a batch.
 
-    under_unit_std: Float[Array, ""]  # share of features that Eq. 3 pulls up: sqrt(C_ii + eps) < 1
-    mean_std: Float[Array, ""]  # of sqrt(C_ii), in the features' unit
-    off_diagonal_rms: Float[Array, ""]  # root of the mean square of C_ij, i != j
-    clipped: Float[Array, ""]  # share of C_ij, i != j, beyond delta (Eq. 7); 0 without a delta
-    effective_rank: Float[Array, ""]  # between 1 and d, of the centred features
+    Attributes:
+      under_unit_std: share of features that Eq. 3 pulls up, sqrt(C_ii + eps) < 1; a scalar, as the others.
+      mean_std: mean of sqrt(C_ii), in the features' unit.
+      off_diagonal_rms: root of the mean square of C_ij, i != j.
+      clipped: share of C_ij, i != j, beyond delta (Eq. 7); 0 without a delta.
+      effective_rank: between 1 and d, of the centred features; see `metrics.effective_rank`.
+    """
+
+    under_unit_std: Float[Array, ""]
+    mean_std: Float[Array, ""]
+    off_diagonal_rms: Float[Array, ""]
+    clipped: Float[Array, ""]
+    effective_rank: Float[Array, ""]
 
 
 def diagnose(
@@ -35,15 +43,34 @@ def diagnose(
     eps: float = 1e-4,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Diagnosis:
-    """The `Diagnosis` of features `h` of shape `(*samples, d)`, every leading axis counting as samples.
+    """Measure whether a layer's features collapse: spread, correlation, clipping and rank.
 
-    `delta`, `eps` and `axis_name` are those of the `VCReg` whose share of work is asked for: with an axis name of an
-    enclosing pmap, vmap or shard_map it is the diagnosis of the rows on all its devices. Costs one product x'x and the
-    eigenvalues of one d x d matrix; over a sharded batch one all-reduce. Statistics are float32 or wider.
+    Every leading axis counts as samples. It costs one product x'x and the eigenvalues of one d x d matrix; over a
+    sharded batch one all-reduce. Statistics are float32 or wider.
+
+    Args:
+      h: features `(*samples, d)`, of a floating dtype.
+      delta: of the `VCReg` whose share of work is asked for.
+      eps: of the same `VCReg`.
+      axis_name: of the same `VCReg`: of a pmap, vmap or shard_map, of whose devices all rows count.
+
+    Returns:
+      A `Diagnosis` of scalars.
 
     Raises:
       ValueError: for fewer than two axes or two samples, for what is no floating-point array, or for an axis name that
         is not bound.
+
+    Examples:
+      >>> import jax
+      >>> import vcreg_jax as vc
+      >>> h = jax.random.normal(jax.random.key(0), (64, 8)) / 2
+      >>> found = vc.diagnose(h)
+      >>> float(found.under_unit_std)
+      1.0
+
+    Reference:
+      The VCReg paper (arXiv 2306.13292), Eq. 3 and 7.
     """
     check_axis_name("diagnose", axis_name)
     axes = sample_axes(h, axis_name)

@@ -20,18 +20,24 @@ from vcreg_jax.statistics import covariance, less, mean_of, statistics_dtype
 class NTXent:
     """SimCLR's loss: each of the 2n embeddings is to find its other view among the 2n - 1 that are not itself.
 
-    With rows u of unit length and s_ij = u_i . u_j / temperature, positives p(i),
+    A call takes the embeddings of two views, `(n, d)` each, and returns a scalar. With rows u of unit length,
+    s_ij = u_i . u_j / temperature and positives p(i), it is
 
-        sum_views / (2n) * sum_i ( log sum_{j != i} exp(s_ij) - s_{i,p(i)} )
+        sum_views / (2n) * sum_i ( log sum_{j != i} exp(s_ij) - s_{i,p(i)} )   SimCLR, Eq. 1
 
     The paper's Eq. 1 has sum_views = 1. Its code adds the means of the two views' losses, so 2, the default here:
     it matters beside weight decay and other losses, and for every optimizer that is not scale-free.
 
-    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations" (arXiv 2002.05709);
-    https://github.com/google-research/simclr/blob/383d4143fd8cf7879ae10f1046a9baeb753ff438/tf2/objective.py#L35
+    Args:
+      temperature: above 0.
+      sum_views: 2 as in SimCLR's code, or 1 as in its paper.
 
     Raises:
-      ValueError: for a temperature that is not positive; when called, for a batch of one or views that do not match.
+      ValueError: for a temperature that is not positive, or a negative or infinite weight; when called, for a batch of one or views that do not match.
+
+    Reference:
+      Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations" (arXiv 2002.05709);
+      https://github.com/google-research/simclr/blob/383d4143fd8cf7879ae10f1046a9baeb753ff438/tf2/objective.py#L35
     """
 
     temperature: float = 0.1
@@ -43,7 +49,7 @@ class NTXent:
         _check_weights(self, "sum_views")
 
     def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
-        """The loss above."""
+        """Return the loss above of `first` and `second`, `(n, d)` each."""
         first, second = (_unit_rows(z) for z in _check("NTXent", first, second))
         both, n = jnp.concatenate([first, second]), len(first)
         positive = jnp.tile((first * second).sum(axis=1), 2)[:, None]
@@ -55,22 +61,31 @@ class NTXent:
 
 @dataclass(frozen=True)
 class VICReg:
-    """Invariance, variance and covariance of two views' embeddings.
+    """VICReg's loss: invariance, variance and covariance of two views' embeddings.
 
-    With C the unbiased covariance of a view's rows,
+    A call takes the embeddings of two views, `(n, d)` each, and returns a scalar. With C the unbiased covariance of a
+    view's rows, it is
 
-        similarity * mean_{n,d} (z1 - z2)^2
-        + variance   * mean over views of  mean_i max(0, 1 - sqrt(C_ii + eps))
-        + covariance * sum over views of   sum_{i != j} C_ij^2 / d
+        similarity * mean_{n,d} (z1 - z2)^2                                              Eq. 5
+        + variance   * mean over views of  mean_i max(0, 1 - sqrt(C_ii + eps))           Eq. 1
+        + covariance * sum over views of   sum_{i != j} C_ij^2 / d                       Eq. 4
 
-    as in the reference. Two departures of other implementations are fields: the variance summed over the views, not
-    averaged (solo-learn), and the covariance divided by d (d - 1), as in Eq. 4 of the VCReg paper.
+    as in the reference.
 
-    Source: Bardes, Ponce & LeCun, "VICReg" (arXiv 2105.04906), Eq. 1-6;
-    https://github.com/facebookresearch/vicreg/blob/4e12602fd495af83efd1631fbe82523e6db092e0/main_vicreg.py#L194
+    Args:
+      similarity: weight of the invariance term.
+      variance: weight of the variance term.
+      covariance: weight of the covariance term.
+      eps: added to variances under the square root.
+      sum_variance_over_views: sum the variance term over the views, as solo-learn does, in place of the mean.
+      covariance_per_pair: divide the covariance term by d (d - 1), as in Eq. 4 of the VCReg paper, in place of d.
 
     Raises:
       ValueError: for a negative or infinite weight; when called, for a batch of one or views that do not match.
+
+    Reference:
+      Bardes, Ponce & LeCun, "VICReg" (arXiv 2105.04906), Eq. 1-6;
+      https://github.com/facebookresearch/vicreg/blob/4e12602fd495af83efd1631fbe82523e6db092e0/main_vicreg.py#L194
     """
 
     similarity: float = 25.0
@@ -84,7 +99,7 @@ class VICReg:
         _check_weights(self, "similarity", "variance", "covariance", "eps")
 
     def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
-        """The loss above."""
+        """Return the loss above of `first` and `second`, `(n, d)` each."""
         first, second = _check("VICReg", first, second)
         d = first.shape[1]
         hinges = pairs = jnp.zeros((), first.dtype)
@@ -99,19 +114,26 @@ class VICReg:
 
 @dataclass(frozen=True)
 class BarlowTwins:
-    """The cross-correlation of two views' embeddings is to be the identity.
+    """Barlow Twins' loss: the cross-correlation of two views' embeddings is to be the identity.
 
-    With y the columns of z less their mean, over sqrt(biased variance + eps), and R = y1' y2 / n,
+    A call takes the embeddings of two views, `(n, d)` each, and returns a scalar. With y the columns of z less their
+    mean, over sqrt(biased variance + eps), and R = y1' y2 / n (Eq. 2), it is
 
-        scale * ( sum_i (R_ii - 1)^2 + redundancy * sum_{i != j} R_ij^2 )
+        scale * ( sum_i (R_ii - 1)^2 + redundancy * sum_{i != j} R_ij^2 )               Eq. 1
 
-    Source: Zbontar et al., "Barlow Twins" (arXiv 2103.03230), Eq. 1-2;
-    https://github.com/facebookresearch/barlowtwins/blob/8e8d284ca0bc02f88b92328e53f9b901e86b4a3c/main.py#L187
-    There each GPU normalises its own rows and the correlations are averaged; here, as in the paper, all rows do
-    together. `scale` is 1 there, and 0.025 or 0.1 in solo-learn.
+    Args:
+      redundancy: weight of the elements off the diagonal.
+      scale: of the whole loss; 1 in the reference, 0.025 or 0.1 in solo-learn.
+      eps: added to variances under the square root.
 
     Raises:
       ValueError: for a negative or infinite weight; when called, for a batch of one or views that do not match.
+
+    Reference:
+      Zbontar et al., "Barlow Twins" (arXiv 2103.03230), Eq. 1-2;
+      https://github.com/facebookresearch/barlowtwins/blob/8e8d284ca0bc02f88b92328e53f9b901e86b4a3c/main.py#L187
+      There each GPU normalises its own rows and the correlations are averaged; here, as in the paper, all rows do
+      together.
     """
 
     redundancy: float = 0.0051
@@ -122,7 +144,7 @@ class BarlowTwins:
         _check_weights(self, "redundancy", "scale", "eps")
 
     def __call__(self, first: Float[Array, "n d"], second: Float[Array, "n d"]) -> Float[Array, ""]:
-        """The loss above."""
+        """Return the loss above of `first` and `second`, `(n, d)` each."""
         first, second = (_standardize(z, self.eps) for z in _check("BarlowTwins", first, second))
         correlation = first.T @ second / len(first)
         own = ((jnp.diagonal(correlation) - 1.0) ** 2).sum()

@@ -29,14 +29,28 @@ from vcreg_jax.statistics import (
 
 
 def on_axis(reg: Regularizer, axis: int) -> Regularizer:
-    """`reg` for features that lie on `axis` instead of the last: `on_axis(reg, 1)` for `(batch, d, height, width)`.
+    """Return `reg` for features that lie on `axis` instead of the last.
 
-    All other axes are samples, in their order; of a group scope the first of them is divided. Nothing is moved in the
-    forward pass.
+    All other axes are samples, in their order; a group scope divides the first of them. Nothing is moved in the forward
+    pass.
+
+    Args:
+      reg: a regularizer with a `gradient`, such as `VCReg`, or `identity`.
+      axis: of the features; may be negative.
+
+    Returns:
+      A regularizer.
 
     Raises:
       ValueError: for a `reg` that is neither a regularizer with a `gradient` nor `identity`; and when called on
         features without that axis.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import vcreg_jax as vc
+      >>> reg = vc.on_axis(vc.VCReg(), 1)
+      >>> reg(jnp.ones((2, 8, 4, 4))).shape  # (batch, d, height, width)
+      (2, 8, 4, 4)
     """
     return identity if reg is identity else _OnAxis(_with_gradient(reg), axis)
 
@@ -60,7 +74,7 @@ def over_time(reg: Regularizer, statistics: Literal["pooled", "per_step"], axis:
 
 
 def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, "*leading"]) -> Regularizer:
-    """`reg` of the rows where `mask` is true (or not 0) alone, as if the others were not there: padding tokens.
+    """Return `reg` of the rows where `mask` is true (or not 0) alone, as if the others were not there: padding tokens.
 
     Statistics, counts and penalty are those of the kept rows, in a group scope of each group's own. Rows that are left
     out receive nothing from `reg`, whatever they hold, NaN included; their incoming gradient passes unchanged.
@@ -74,11 +88,22 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
       reg: `VCReg`, `DeCov`, a regularizer whose `penalty` and `gradient` take `keep` (all others of this library do),
         any of them `on_axis` or `over_time`, or `identity`.
       mask: of the shape of the features without their last axis, or of the leading axes of that: `(batch, tokens)`
-        for features `(batch, tokens, d)`, `(batch,)` for whole examples. May be traced.
+        for features `(batch, tokens, d)`, `(batch,)` for whole examples. Boolean or integer; may be traced.
+
+    Returns:
+      A regularizer.
 
     Raises:
       ValueError: for another `reg`, one with `sample`, or with `scale="algorithm_1"` in groups, which are not defined
         for single rows; and when called on features whose leading axes are not those of the mask.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import vcreg_jax as vc
+      >>> tokens = jnp.ones((2, 5, 8))  # (batch, tokens, d)
+      >>> mask = jnp.arange(5)[None] < jnp.array([[3], [5]])  # (batch, tokens)
+      >>> vc.masked(vc.VCReg(), mask)(tokens).shape
+      (2, 5, 8)
     """
     refuse_class(reg)
     if reg is identity:

@@ -11,14 +11,14 @@ from vcreg_jax.placement import Placement, Where, matches, nothing_matched
 
 
 class intercept:  # noqa: N801 - reads as a function of a function, `intercept(model.apply, ...)`
-    """`function`, with `reg` applied to the output of every Linen module that is called in it and that `where` means.
+    """Wrap `function` so that `reg` is applied to the output of every Linen module in it that `where` means.
 
-        apply = vc.linen.intercept(model.apply, vc.VCReg(alpha=0.64, beta=0.08), where=ResidualBlock)
+    `apply = vc.linen.intercept(model.apply, reg, where=ResidualBlock)` takes the place of `model.apply` in the training
+    step, in `TrainState.create(apply_fn=apply)` too. Parameters and their tree, state and `model` itself stay what they
+    were. Put `jit` and `grad` outside: a function that is already compiled calls no modules. To undo it, use
+    `model.apply`. Inside of `nn.remat` and `nn.scan` it is applied once to each call of the module that they transform.
 
-    takes the place of `model.apply` in the training step, in `TrainState.create(apply_fn=apply)` too. Parameters and
-    their tree, state and `model` itself stay what they were. Put `jit` and `grad` outside: a function that is already
-    compiled calls no modules. To undo it, use `model.apply`. Inside of `nn.remat` and `nn.scan` it is applied once to
-    each call of the module that they transform.
+    After the first call the attribute `paths` holds the paths of the modules it was applied to.
 
     Args:
       function: any function in which Linen modules are called: `model.apply`, a loss.
@@ -33,6 +33,17 @@ class intercept:  # noqa: N801 - reads as a function of a function, `intercept(m
     Raises:
       ValueError: when called, for a `where` that matched nothing, naming what is near; for an output that is no array,
         naming its arrays; where no module was called at all. At once for a `reg` that holds arrays.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import vcreg_jax as vc
+      >>> from flax import linen
+      >>> model, x = linen.Dense(16), jnp.ones((4, 8))
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> apply = vc.linen.intercept(model.apply, vc.VCReg(alpha=0.64, beta=0.08), where=linen.Dense)
+      >>> apply(variables, x).shape
+      (4, 16)
     """
 
     paths: tuple[str, ...] = ()  # of the modules it was applied to, known after the first call
@@ -51,7 +62,7 @@ class intercept:  # noqa: N801 - reads as a function of a function, `intercept(m
         self._placement = Placement(reg, item, at, mask)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What `function` returns."""
+        """Return what `function` returns."""
         seen: dict[str, Any] = {}
         done: list[str] = []
         running: list[str] = []

@@ -25,16 +25,30 @@ _FAR = 5.0  # standard deviations to which inputs are clipped: those never seen 
 
 @dataclass(frozen=True)
 class Settings:
-    """The critic and its training. Estimates are comparable only under equal settings."""
+    """The critic and its training. Estimates are comparable only under equal settings.
 
-    width: int = 128  # of the two hidden layers of each embedding
-    embedding: int = 64  # dimensions in which the embeddings of x and z meet
-    batch_size: int = 512  # pairs; all others in the batch serve as the product of the marginals
+    Args:
+      width: of the two hidden layers of each embedding.
+      embedding: dimensions in which the embeddings of x and z meet.
+      batch_size: pairs, at least 2; all others in the batch serve as the product of the marginals.
+      steps: of training.
+      learning_rate: Adam's, falling to 0 as half a cosine.
+      average_rate: of the moving average of E[exp T] in the bias-corrected gradient.
+      clip: SMILE's tau.
+      critics: trained from different keys, for the spread.
+
+    Raises:
+      ValueError: for fewer than 2 pairs, 1 step or 1 critic.
+    """
+
+    width: int = 128
+    embedding: int = 64
+    batch_size: int = 512
     steps: int = 2000
-    learning_rate: float = 3e-3  # Adam's, falling to 0 as half a cosine
-    average_rate: float = 0.01  # of the moving average of E[exp T] in the bias-corrected gradient
-    clip: float = 5.0  # SMILE's tau
-    critics: int = 3  # trained from different keys, for the spread
+    learning_rate: float = 3e-3
+    average_rate: float = 0.01
+    clip: float = 5.0
+    critics: int = 3
 
     def __post_init__(self) -> None:
         if self.batch_size < 2 or self.steps < 1 or self.critics < 1:
@@ -42,15 +56,25 @@ class Settings:
 
 
 class Estimate(NamedTuple):
-    """Nats on held-out pairs: means over critics, and their standard deviations (n - 1; NaN for one critic)."""
+    """Nats on held-out pairs: means over critics, and their standard deviations (n - 1; NaN for one critic).
 
-    mine: float  # Donsker and Varadhan's bound, which MINE maximizes
+    Attributes:
+      mine: Donsker and Varadhan's bound, which MINE maximizes.
+      mine_std: its deviation.
+      smile: SMILE's, with less variance and some bias.
+      smile_std: its deviation.
+      info_nce: InfoNCE's, which cannot exceed `log_batch_size`.
+      info_nce_std: its deviation.
+      log_batch_size: of the blocks of held-out pairs in which InfoNCE is taken.
+    """
+
+    mine: float
     mine_std: float
     smile: float
     smile_std: float
-    info_nce: float  # cannot exceed `log_batch_size`
+    info_nce: float
     info_nce_std: float
-    log_batch_size: float  # of the blocks of held-out pairs in which InfoNCE is taken
+    log_batch_size: float
 
 
 def estimate(
@@ -62,21 +86,19 @@ def estimate(
     key: Key[Array, ""],
     settings: Settings = Settings(),
 ) -> Estimate:
-    """Lower bounds of I(X; Z) in nats, by critics trained on the pairs `x, z` and read out on the held-out ones.
+    """Bound I(X; Z) from below in nats, by critics trained on the pairs `x, z` and read out on the held-out ones.
 
     The critic is T(x, z) = a(x)'b(z) + u(x) + v(z), so that a batch's B^2 scores are one product. All four are a
     perceptron's output plus one linear in the inputs, for u and v in their squares (the best critic of jointly Gaussian
     pairs has that form); inputs are standardised by the training pairs and clipped to 5 deviations. It climbs
-    E_joint[T] - log E_marginals[exp T] (Belghazi et al., "MINE", arXiv 1801.04062, Eq. 10) along the gradient whose
-    denominator is a moving average of E[exp T], which corrects its bias (Eq. 12), clipped to norm 1. The state with the
-    largest InfoNCE on the last tenth of the training pairs, which it does not train on, is read out:
+    E_joint[T] - log E_marginals[exp T] (MINE, Eq. 10) along the gradient whose denominator is a moving average of
+    E[exp T], which corrects its bias (Eq. 12), clipped to norm 1. The state with the largest InfoNCE on the last tenth
+    of the training pairs, which it does not train on, is read out:
 
         mine       E_joint[T] - log E_marginals[exp T]
         smile      the same with T clipped to [-clip, clip] in the second term, T being shifted so that that term was 0
-                   (MINE leaves its offset free): less variance, some bias (Song & Ermon, "Understanding the
-                   Limitations of Variational Mutual Information Estimators", arXiv 1910.06222)
-        info_nce   E_joint[T] - E log mean_j exp T_ij, the positive pair among the j (van den Oord et al., arXiv
-                   1807.03748)
+                   (MINE leaves its offset free)
+        info_nce   E_joint[T] - E log mean_j exp T_ij, the positive pair among the j
 
     The marginals are all pairs (i, j), i != j, of the held-out set, so m is what bounds precision; m^2 scores are
     taken a row at a time.
@@ -86,8 +108,33 @@ def estimate(
     compare two networks under equal settings, data and treatment of x, and nothing else. No bound from m samples
     certifies more than about log m (McAllester & Stratos, arXiv 1811.04251).
 
+    Args:
+      x: of the training pairs, such as pixels or a layer's features, `(n, a)`.
+      z: of the training pairs, `(n, b)`.
+      held_out_x: `(m, a)`.
+      held_out_z: `(m, b)`.
+      key: draws the critics and their batches.
+      settings: of the critics and their training.
+
+    Returns:
+      An `Estimate`.
+
     Raises:
       ValueError: for sets whose rows do not pair up, and for fewer training pairs than 10 or held-out ones than 2.
+
+    Examples:
+      >>> import jax
+      >>> import vcreg_jax as vc
+      >>> x = jax.random.normal(jax.random.key(0), (600, 1))
+      >>> z = x + 0.1 * jax.random.normal(jax.random.key(1), (600, 1))
+      >>> settings = vc.mine.Settings(steps=10, critics=1, batch_size=64)
+      >>> found = vc.mine.estimate(x[:500], z[:500], x[500:], z[500:], key=jax.random.key(2), settings=settings)
+      >>> found.info_nce <= found.log_batch_size
+      True
+
+    Reference:
+      Belghazi et al., "MINE" (arXiv 1801.04062), Eq. 10 and 12; SMILE: Song & Ermon, "Understanding the Limitations of
+      Variational Mutual Information Estimators" (arXiv 1910.06222); InfoNCE: van den Oord et al. (arXiv 1807.03748).
     """
     if len(x) != len(z) or len(held_out_x) != len(held_out_z) or len(x) < 10 or len(held_out_x) < 2:
         raise ValueError(

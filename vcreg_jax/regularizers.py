@@ -40,21 +40,46 @@ SCALES = ("equation_4", "algorithm_1")
 
 
 def identity(h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-    """`h` itself, and nothing is added in the backward pass: no regularization."""
+    """Return `h`; the backward pass adds nothing. It stands where there is no regularizer.
+
+    Args:
+      h: features `(*samples, d)`, of any dtype.
+
+    Returns:
+      `h` itself.
+    """
     return h
 
 
 @dataclass(frozen=True)
 class Sites:
-    """Where a model applies which regularizer; Appendix A's four placements are values of this class.
+    """Say where a model of this package applies which regularizer.
 
-    1. `Sites(features=reg)`, 2. `Sites(block=reg)`, 3. `Sites(downsample=reg)`,
+    Appendix A's four placements are 1. `Sites(features=reg)`, 2. `Sites(block=reg)`, 3. `Sites(downsample=reg)`,
     4. `Sites(block=reg, downsample=reg)`. The paper settles on the second.
+
+    Args:
+      block: the output of every residual block, after its addition, `(batch, height, width, d)`; in a ViT
+        `(batch, tokens, d)`.
+      downsample: the output of every downsampling layer between stages, `(batch, height, width, d)`.
+      features: the input of the classifier, `(batch, d)`.
+
+    Raises:
+      ValueError: for the class of a regularizer in place of one with its weights.
+
+    Examples:
+      >>> import vcreg_jax as vc
+      >>> from flax import nnx
+      >>> sites = vc.Sites(block=vc.VCReg(alpha=0.64, beta=0.08))
+      >>> model = vc.models.create("resnet20", num_classes=10, sites=sites, rngs=nnx.Rngs(0))
+
+    Reference:
+      The VCReg paper (arXiv 2306.13292), Appendix A and Table 7.
     """
 
-    block: Regularizer = identity  # the output of every residual block, after its addition
-    downsample: Regularizer = identity  # the output of every downsampling layer between stages
-    features: Regularizer = identity  # the input of the classifier
+    block: Regularizer = identity
+    downsample: Regularizer = identity
+    features: Regularizer = identity
 
     def __post_init__(self) -> None:
         for reg in (self.block, self.downsample, self.features):
@@ -64,67 +89,91 @@ class Sites:
 @pytree("alpha", "beta")
 @dataclass(frozen=True)
 class VCReg:
-    """Variance-Covariance Regularization of features `h`, applied as `h = VCReg(...)(h)`.
+    """Regularize features by Variance-Covariance Regularization: `h = VCReg(...)(h)`.
 
-    `h` has shape `(*samples, d)`: every leading axis counts as samples, so `(batch, height, width, d)` maps go
-    in as they are (Sec. 3.2, "Spatial Dimensions"). With n samples in all, x = h - mean over samples and
-    C = x'x / (n - 1), the penalty is
+    A call returns `h`, and the backward pass adds the gradient of the penalty. `h` has shape `(*samples, d)` and a
+    floating dtype. Every leading axis counts as samples, so maps `(batch, height, width, d)` go in as they are
+    (Sec. 3.2, "Spatial Dimensions"). With n samples in all, x = h - mean over samples and C = x'x / (n - 1), the
+    penalty is
 
         alpha / d            * sum_i max(0, 1 - sqrt(C_ii + eps))              Eq. 3
         beta / (d (d - 1))   * sum_{i != j} C_ij^2                             Eq. 4
                              or, with delta, sum_{i != j} SmoothL1(C_ij)       Eq. 7
 
-    and what the backward pass adds is one product `x @ M` with one symmetric matrix,
+    The backward pass adds one product `x @ M` with one symmetric matrix:
 
         M_ii = -alpha / (d (n - 1)) * (C_ii + eps)^-1/2   where C_ii + eps < 1, else 0
         M_ij = 4 beta / (d (d - 1) (n - 1)) * clip(C_ij, -delta, delta)
 
-    Statistics are float32 (float64 for float64 features), products take operands in the dtype of `h`, and
-    the result has the dtype of `h`. Zero variance is finite by `eps`; NaN passes through. With n < 2 the
-    penalty is 0 and with d < 2 its covariance term is, with a warning.
+    **Precision.** Statistics are float32 (float64 for float64 features), products take operands in the dtype of `h`,
+    and the result has the dtype of `h`. `eps` keeps zero variance finite; NaN passes through. With n < 2 the penalty
+    is 0; with d < 2 its covariance term is. Either gives a warning.
 
-    With `sample=k` only every k-th index along each axis of positions (all sample axes but the first) is looked at:
-    n, x and C above are those of these rows, and the others receive nothing. That is the exact gradient of the
-    penalty of these rows, and an estimate of the whole map's: averaged over the k^2 ways to place the rows, `x @ M`
-    with M held is the exact one but for a factor (n - 1) / (n - k^2), and M is that of an unbiased estimate of C.
-    Where fewer than 6 d rows would be left k is made smaller, down to 1 (`sampling`).
+    **Scale.** "equation_4" is the formula above. "algorithm_1" is n - 1 times Eq. 4, in penalty and gradient, because
+    Algorithm 1 as printed leaves out the last 1 / (n - 1) of Eq. 4's gradient. The first keeps its strength when the
+    batch or the map grows; the second grows with both. n counts the samples that share statistics: one group's, and
+    of `sample` the kept ones.
 
-    The weights assume a task loss that is a mean over the whole batch. Loss scaling and gradient accumulation
-    do not rescale this term by themselves: use `scaled`. Inside `shard_map` the term is the gradient of the
-    whole batch's penalty with respect to the shard's rows, so differentiate a `pmean` of the shards' losses.
+    **Loss.** The weights assume a task loss that is a mean over the whole batch. Loss scaling and gradient
+    accumulation do not rescale this term by themselves: use `scaled`. Inside `shard_map` the term is the gradient of
+    the whole batch's penalty with respect to the shard's rows, so differentiate a `pmean` of the shards' losses.
 
-    With `axis_name`, as in `nnx.BatchNorm`, statistics and penalty are of the rows on all devices along these axes of
-    an enclosing `pmap`, `vmap` or `shard_map`. Differentiate each device's own mean loss and average the gradients over
-    the same axes: on k devices the term is k times the gradient of the whole batch's penalty with respect to the
-    device's rows, so the average is the gradient of loss + penalty of the whole batch. `pmap`, `vmap` and
-    `shard_map(check_vma=False)` need it: without, each device's rows count as a batch of their own. Under plain `jit`
-    leave it out.
+    **Several devices.** Plain `jit` needs no `axis_name`. `pmap`, `vmap` and `shard_map(check_vma=False)` do, as in
+    `nnx.BatchNorm`; without it each device's rows count as a batch of their own. Differentiate each device's own mean
+    loss and average the gradients over the same axes. On k devices the term is k times the gradient of the whole
+    batch's penalty with respect to the device's rows, so the average is that of the whole batch's loss + penalty.
 
-    `scale` says which of the paper's two covariance terms `beta` weighs. "equation_4" is the formula above.
-    "algorithm_1" is n - 1 times that, in penalty and gradient: Algorithm 1 as printed leaves out the last
-    1 / (n - 1) of Eq. 4's gradient. The first keeps its strength when the batch or the map grows, the second
-    grows with both; n counts the samples that share statistics (one group's, of `sample` the kept ones).
+    **Sampled positions.** With `sample=k` n, x and C are those of every k-th index along each axis of positions (all
+    sample axes but the first); the other rows receive nothing. This is the exact gradient of the kept rows' penalty,
+    and an estimate of the whole map's. Averaged over the k^2 ways to place the rows, `x @ M` with M held is the exact
+    one but for a factor (n - 1) / (n - k^2), and M is that of an unbiased estimate of C. Where fewer than 6 d rows
+    would be left, k is made smaller, down to 1.
 
-    Departs from the paper: Algorithm 1 has no smooth L1 and expects centred rows; here the rows are centred for
-    the statistics only (both gradients have zero column mean, so this is exact and the forward pass stays the
-    identity). Eq. 3 has no eps; Algorithm 1 does.
+    **Departures from the paper.** Algorithm 1 has no smooth L1 and expects centred rows. Here rows are centred for the
+    statistics only, which is exact, since both gradients have zero column mean. Eq. 3 has no eps; Algorithm 1 does.
 
     It is a pytree of `alpha` and `beta`: `jax.vmap` over a `VCReg` of arrays runs a grid as one program. A Flax model
     keeps its regularizers as static structure, so with traced weights create it inside the traced function.
 
+    Args:
+      alpha: weight of the variance term, at least 0; a number or a traced scalar.
+      beta: weight of the covariance term, at least 0; a number or a traced scalar.
+      delta: covariances beyond it count linearly (Eq. 7), above 0; None squares all of them (Eq. 4).
+      eps: added to variances under the square root, above 0.
+      scale: "equation_4", the covariance term as defined, or "algorithm_1", n - 1 times that.
+      scope: "global" takes statistics of the whole batch; k of each of k equal groups of rows, and means over groups.
+      axis_name: of the `pmap`, `vmap` or `shard_map` over whose devices the batch is split; None under plain `jit`.
+      sample: of each axis of positions only every `sample`-th index counts; 1 counts all.
+
     Raises:
       ValueError: for weights that are negative, `delta` or `eps` not above 0, an unknown `scale` or `scope`; and when
         called on integers, on fewer than two axes, on no features, or on a leading axis that `scope` does not divide.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import vcreg_jax as vc
+      >>> reg = vc.VCReg(alpha=0.64, beta=0.08)
+      >>> h = jax.random.normal(jax.random.key(0), (32, 8)) / 2
+      >>> bool((reg(h) == h).all())
+      True
+      >>> added = jax.grad(lambda h: reg(h).sum())(h) - 1
+      >>> bool(jnp.allclose(added, jax.grad(reg.penalty)(h), atol=1e-6))
+      True
+
+    Reference:
+      Zhu et al., "Variance-Covariance Regularization Improves Representation Learning" (arXiv 2306.13292), Eq. 2-4 and
+      7, Algorithm 1.
     """
 
-    alpha: float | Array = 0.64  # weight of the variance term; may be traced
-    beta: float | Array = 0.08  # weight of the covariance term; may be traced
-    delta: float | None = None  # covariances beyond this count linearly (Eq. 7); None: all squared
-    eps: float = 1e-4  # added to variances under the square root
-    scale: Literal["equation_4", "algorithm_1"] = "equation_4"  # the covariance term as defined, or n - 1 times that
-    scope: Literal["global"] | int = "global"  # whose statistics: the whole batch's, or each of k groups' of rows
-    axis_name: str | tuple[str, ...] | None = None  # of a pmap, vmap or shard_map over whose devices the batch is split
-    sample: int = 1  # of each axis of positions only every `sample`-th index counts; 1: all
+    alpha: float | Array = 0.64
+    beta: float | Array = 0.08
+    delta: float | None = None
+    eps: float = 1e-4
+    scale: Literal["equation_4", "algorithm_1"] = "equation_4"
+    scope: Literal["global"] | int = "global"
+    axis_name: str | tuple[str, ...] | None = None
+    sample: int = 1
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
@@ -145,20 +194,30 @@ class VCReg:
             raise ValueError(f"VCReg needs sample >= 1, a whole number (1 for no sampling), got {self.sample!r}.")
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """`h` itself; the backward pass adds `gradient(h)`."""
+        """Return `h`; the backward pass adds `gradient(h)`."""
         _check(h, self)
         return add_gradient(self, h)
 
     def scaled(self, weight: float | Array) -> "VCReg":
-        """The same regularizer with both terms times `weight`.
+        """Return the same regularizer with both terms times `weight`.
 
         With gradients summed over m micro-batches of a loss divided by m, use `scaled(1 / m)`; with a loss
         multiplied by S against underflow, `scaled(S)`. Micro-batch statistics are the micro-batch's own.
+
+        Args:
+          weight: a number or a traced scalar.
         """
         return replace(self, alpha=self.alpha * weight, beta=self.beta * weight)
 
     def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
-        """Eqs. 2-4 and 7 written out, in float32 or wider: the oracle of the backward pass, and what is logged."""
+        """Return Eqs. 2-4 and 7 written out: the oracle of the backward pass, and what is logged.
+
+        Args:
+          h: features `(*samples, d)`, of a floating dtype.
+
+        Returns:
+          A scalar in float32 or wider.
+        """
         _check(h, self)
         if (explicit := explicit_sharding(h)) is None:
             return self._penalty(h)
@@ -191,9 +250,15 @@ class VCReg:
         return self.alpha * variance_term + self.beta * factor * costs.sum() / (d * (d - 1))
 
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h)` in closed form, in float32 or wider; of a sample in the dtype of `h`.
+        """Return the gradient of `penalty(h)` in closed form.
 
-        With `axis_name` that of the sum over devices of their equal penalties, as `jax.grad(penalty)` is.
+        With `axis_name` it is that of the sum over devices of their equal penalties, as `jax.grad(penalty)` is.
+
+        Args:
+          h: features `(*samples, d)`, of a floating dtype.
+
+        Returns:
+          `(*samples, d)` in float32 or wider; with `sample` above 1 in the dtype of `h`.
         """
         if (split := explicit_sharding(h)) is None:
             return self._gradient(h)
@@ -204,7 +269,11 @@ class VCReg:
             return cast(Any, jax.sharding.auto_axes(gradient, out_sharding=spec))(self, h)
 
     def stride(self, h: Float[Array, "*samples d"]) -> int:
-        """Every how many indices along each axis of positions it looks at `h`: `sample`, or less where `h` is small."""
+        """Return the stride at which it looks at `h` along axes of positions: `sample`, or less where `h` is small.
+
+        Args:
+          h: features `(*samples, d)`, or their shape and dtype.
+        """
         axes = sample_axes(h, self.axis_name)
         if self.scope == "global":
             return sampling.stride(h.shape, self.sample, num_shards(axes))
@@ -252,9 +321,24 @@ class VCReg:
 @pytree("reg")
 @dataclass(frozen=True)
 class explicit:  # noqa: N801 - reads as a function of a regularizer, `explicit(reg)`
-    """`reg` with a backward pass that is autodiff of `reg.penalty`: the "naive" column of Table 1.
+    """Take `reg` with a backward pass that is autodiff of `reg.penalty`: the "naive" column of Table 1.
 
     The same mathematics as `reg`, from the written-out scalar: for comparing speed, and numbers.
+
+    Args:
+      reg: a regularizer with a `penalty`, such as `VCReg`.
+
+    Raises:
+      ValueError: for the class of a regularizer in place of one with its weights.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import vcreg_jax as vc
+      >>> h, reg = jax.random.normal(jax.random.key(0), (32, 8)) / 2, vc.VCReg()
+      >>> fast, naive = (jax.grad(lambda h, reg=reg: reg(h).sum())(h) for reg in (reg, vc.explicit(reg)))
+      >>> bool(jnp.allclose(fast, naive, atol=1e-6))
+      True
     """
 
     reg: Penalty

@@ -18,7 +18,7 @@ from vcreg_jax.models.torch_names import HEADS, KINDS, NAMINGS, Path, from_torch
 def load(
     model: nnx.Module, state_dict: Mapping[str, Any], *, head: bool = True, resize_positions: bool = False
 ) -> None:
-    """Sets every parameter and running statistic of `model`, in place, from PyTorch's `state_dict`.
+    """Set every parameter and running statistic of `model`, in place, from PyTorch's `state_dict`.
 
     Names are recognised: torchvision's and timm's, akamaster's for CIFAR ResNets, a `module.` before all of them,
     torchvision's older `mlp.linear_1` in ViT. Values keep the model's dtype. Torch's `num_batches_tracked`, which
@@ -34,6 +34,12 @@ def load(
     Raises:
       ValueError: when anything in the file has no place or another shape, or anything in the model gets no value,
         listing all of it; nothing has been changed then.
+
+    Examples:
+      >>> import vcreg_jax as vc
+      >>> from flax import nnx
+      >>> first, second = (vc.models.create("resnet20", num_classes=10, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+      >>> vc.torch_weights.load(second, vc.torch_weights.export(first))
     """
     if nested := [key for key, value in state_dict.items() if isinstance(value, Mapping)]:
         raise ValueError(f"The weights are one level down: pass state_dict[{nested[0]!r}], of {', '.join(state_dict)}.")
@@ -68,7 +74,7 @@ def load(
 
 
 def export(model: nnx.Module, naming: str | None = None) -> dict[str, np.ndarray]:
-    """The weights of `model` under PyTorch's names, for `load_state_dict(..., strict=True)` there.
+    """Return the weights of `model` under PyTorch's names, for `load_state_dict(..., strict=True)` there.
 
     Args:
       model: a model of `vcreg_jax.models`.
@@ -80,6 +86,13 @@ def export(model: nnx.Module, naming: str | None = None) -> dict[str, np.ndarray
 
     Raises:
       ValueError: for a naming that this kind of model does not have.
+
+    Examples:
+      >>> import vcreg_jax as vc
+      >>> from flax import nnx
+      >>> weights = vc.torch_weights.export(vc.models.create("resnet18", rngs=nnx.Rngs(0)))
+      >>> weights["conv1.weight"].shape
+      (64, 3, 7, 7)
     """
     namings = _namings_of(model)
     naming = naming or next(iter(namings))

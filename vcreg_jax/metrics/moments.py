@@ -11,14 +11,20 @@ from vcreg_jax.statistics import less, mean_of
 
 
 class Moments(NamedTuple):
-    """Of n rows h: n, their mean m, and the sum of (h - m)(h - m)'."""
+    """Of n rows h: their number, mean m and scatter.
+
+    Attributes:
+      count: n.
+      mean: m, `(d,)`.
+      scatter: the sum of (h - m)(h - m)', `(d, d)`.
+    """
 
     count: Num[Array | np.ndarray, ""] | np.number | float
     mean: Float[Array | np.ndarray, " d"]
     scatter: Float[Array | np.ndarray, "d d"]
 
     def merge(self, other: "Moments") -> "Moments":
-        """Those of both sets of rows together (Chan, Golub & LeVeque 1983, Eq. 2.1), in the arrays' own dtype."""
+        """Return those of both sets of rows, in the arrays' own dtype (Chan, Golub & LeVeque 1983, Eq. 2.1)."""
         count = self.count + other.count
         share = other.count / (count + (count == 0))
         apart = other.mean - self.mean
@@ -27,14 +33,19 @@ class Moments(NamedTuple):
         return Moments(count, mean, self.scatter + other.scatter + between)
 
     def covariance(self) -> Float[Array | np.ndarray, "d d"]:
-        """scatter / (n - 1); NaN for one row."""
+        """Return scatter / (n - 1), `(d, d)`; NaN for one row."""
         return self.scatter / (self.count - 1)
 
 
 def moments(h: Float[Array, "b *rest d"], where: Bool[Array, " b"] | None = None) -> Moments:
-    """The moments of a batch, every leading axis counting as samples, in float32 or wider.
+    """Compute the moments of a batch, every leading axis counting as samples.
 
-    `where` keeps those indices of the first axis that are no padding. Without a row all moments are 0.
+    Args:
+      h: features `(b, ..., d)`.
+      where: booleans `(b,)`: which indices of the first axis are no padding; None counts all.
+
+    Returns:
+      `Moments` in float32 or wider; those of several batches `merge`. Without a row all are 0.
     """
     samples = tuple(range(h.ndim - 1))
     kept = jnp.ones(len(h), bool) if where is None else where
@@ -46,17 +57,32 @@ def moments(h: Float[Array, "b *rest d"], where: Bool[Array, " b"] | None = None
 
 
 class LayerStatistics(NamedTuple):
-    """Variances of the features of a layer and covariances between them, all in the features' unit squared."""
+    """Variances of the features of a layer and covariances between them, all in the features' unit squared.
+
+    Attributes:
+      mean_variance: a scalar, as the others.
+      smallest_variance: of all features.
+      largest_variance: of all features.
+      off_diagonal_rms: root of the mean square of C_ij, i != j.
+      largest_off_diagonal: the largest absolute value of C_ij, i != j.
+    """
 
     mean_variance: Float[Array, ""]
     smallest_variance: Float[Array, ""]
     largest_variance: Float[Array, ""]
-    off_diagonal_rms: Float[Array, ""]  # root of the mean square of C_ij, i != j
-    largest_off_diagonal: Float[Array, ""]  # absolute value
+    off_diagonal_rms: Float[Array, ""]
+    largest_off_diagonal: Float[Array, ""]
 
 
 def covariance_statistics(covariance: Float[Array | np.ndarray, "d d"]) -> LayerStatistics:
-    """What the diagonal and the rest of a covariance matrix hold; without a rest (d = 1) that is 0."""
+    """Summarize the diagonal and the rest of a covariance matrix; without a rest (d = 1) that is 0.
+
+    Args:
+      covariance: `(d, d)`.
+
+    Returns:
+      `LayerStatistics` of scalars.
+    """
     c = jnp.asarray(covariance)
     d, variances = len(c), jnp.diagonal(c)
     off = jnp.where(jnp.eye(d, dtype=bool), 0.0, c)

@@ -9,17 +9,29 @@ from vcreg_jax.statistics import less, mean_of, statistics_dtype
 
 
 def singular_values(features: Float[Array, "n d"]) -> Float[Array, " min_n_d"]:
-    """Singular values of the centred features over sqrt(n - 1), largest first: standard deviations along the
-    principal axes, in the features' unit."""
+    """Compute the standard deviations along the principal axes: singular values of the centred features / sqrt(n - 1).
+
+    Args:
+      features: `(n, d)`.
+
+    Returns:
+      `(min(n, d),)`, largest first, in the features' unit.
+    """
     x = less(features, mean_of(features))
     return jnp.linalg.svd(x, compute_uv=False) / jnp.sqrt(max(features.shape[0] - 1, 1))
 
 
 def singular_values_of(covariance: Float[Array | np.ndarray, "d d"]) -> Float[Array, " d"]:
-    """The same from the covariance, all d of them.
+    """Compute `singular_values` from the covariance, all d of them.
 
     A covariance knows small directions less well than the features do: eigenvalues below 10 units of roundoff of the
     largest, in float32 singular values below a thousandth, are 0.
+
+    Args:
+      covariance: `(d, d)`.
+
+    Returns:
+      `(d,)`, largest first.
     """
     eigenvalues = jnp.linalg.eigvalsh(jnp.asarray(covariance))[::-1]
     threshold = 10 * jnp.finfo(eigenvalues.dtype).eps * jnp.abs(eigenvalues).max()
@@ -27,36 +39,74 @@ def singular_values_of(covariance: Float[Array | np.ndarray, "d d"]) -> Float[Ar
 
 
 def entropy_rank(values: Float[Array | np.ndarray, " m"]) -> Float[Array, ""]:
-    """exp(entropy of p), p the non-negative `values` over their sum; 1 where all are 0."""
+    """Compute exp(entropy of p), p being `values` over their sum; 1 where all are 0.
+
+    Args:
+      values: not negative, `(m,)`.
+
+    Returns:
+      A scalar in 1..m.
+    """
     s = jnp.asarray(values)
     p = s / jnp.maximum(s.sum(), jnp.finfo(s.dtype).tiny)
     return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0)))
 
 
 def effective_rank(features: Float[Array, "n d"]) -> Float[Array, ""]:
-    """exp(entropy of p), p the singular values of the centred features over their sum.
+    """Compute exp(entropy of p), p being the singular values of the centred features over their sum.
 
-    Between 1 and min(n - 1, d); constant features have rank 1 by convention. Roy & Vetterli, "The effective rank",
-    EUSIPCO 2007; `rankme` is the same without centring.
+    `rankme` is the same without centring.
+
+    Args:
+      features: `(n, d)`.
+
+    Returns:
+      A scalar between 1 and min(n - 1, d); of constant features 1 by convention.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import vcreg_jax as vc
+      >>> features = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+      >>> round(float(vc.metrics.effective_rank(features)), 4)
+      2.0
+
+    Reference:
+      Roy & Vetterli, "The effective rank", EUSIPCO 2007.
     """
     return entropy_rank(singular_values(features))
 
 
 def rankme(features: Float[Array, "n d"]) -> Float[Array, ""]:
-    """RankMe: as `effective_rank`, of the features as they are, not centred.
+    """Compute RankMe: as `effective_rank`, of the features as they are, not centred.
 
-    Garrido et al., "RankMe" (arXiv 2210.02885), Eq. 1, but for its 1e-7, which here is the entropy's limit 0 log 0 = 0.
+    Args:
+      features: `(n, d)`.
+
+    Returns:
+      A scalar between 1 and min(n, d).
+
+    Reference:
+      Garrido et al., "RankMe" (arXiv 2210.02885), Eq. 1, but for its 1e-7, which here is the entropy's limit
+      0 log 0 = 0.
     """
     return entropy_rank(jnp.linalg.svd(features, compute_uv=False))
 
 
 def linear_cka(x: Float[Array, "n a"], y: Float[Array, "n b"]) -> Float[Array, ""]:
-    """Linear centred kernel alignment of two layers' features of the same n inputs, from 0 to 1:
+    """Compute linear centred kernel alignment of two layers' features of the same n inputs:
 
         |X'Y|_F^2 / (|X'X|_F |Y'Y|_F),    X and Y centred
 
-    1 for features that are equal up to rotation, translation and scale; NaN where one of them is constant. Kornblith
-    et al., "Similarity of Neural Network Representations Revisited" (arXiv 1905.00414), Eq. 3 with linear kernels.
+    Args:
+      x: `(n, a)`.
+      y: `(n, b)`.
+
+    Returns:
+      A scalar in 0..1: 1 for features that are equal up to rotation, translation and scale; NaN where one is constant.
+
+    Reference:
+      Kornblith et al., "Similarity of Neural Network Representations Revisited" (arXiv 1905.00414), Eq. 3 with linear
+      kernels.
     """
     dtype = jnp.promote_types(statistics_dtype(x), statistics_dtype(y))
     joint = jnp.concatenate([x.astype(dtype), y.astype(dtype)], axis=1)
@@ -65,7 +115,15 @@ def linear_cka(x: Float[Array, "n a"], y: Float[Array, "n b"]) -> Float[Array, "
 
 
 def linear_cka_of(covariance: Float[Array | np.ndarray, "d d"], width: int) -> Float[Array, ""]:
-    """`linear_cka` from the joint covariance, or any multiple of it: `moments` of `[x, y]`, x being `width` wide."""
+    """Compute `linear_cka` from the joint covariance, or any multiple of it.
+
+    Args:
+      covariance: `(d, d)`, of `[x, y]`, such as the scatter of `moments`.
+      width: of x.
+
+    Returns:
+      A scalar, as `linear_cka`.
+    """
     c = jnp.asarray(covariance)
     norm = jnp.linalg.norm
     return norm(c[:width, width:]) ** 2 / (norm(c[:width, :width]) * norm(c[width:, width:]))

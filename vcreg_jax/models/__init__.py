@@ -47,7 +47,16 @@ _MODELS: dict[str, partial[nnx.Module]] = {
 
 
 def names() -> list[str]:
-    """Every name that `create` takes."""
+    """List every name that `create` takes.
+
+    Returns:
+      The names, a kind of network after the other.
+
+    Examples:
+      >>> import vcreg_jax as vc
+      >>> "resnet50" in vc.models.names()
+      True
+    """
     return list(_MODELS)
 
 
@@ -60,7 +69,7 @@ def create(
     dtype: DTypeLike = jnp.float32,
     **options: Any,
 ) -> nnx.Module:
-    """The model called `name`, freshly initialised; a call returns `(logits, features)`.
+    """Create the model called `name`, freshly initialised.
 
     Args:
       name: one of `names()`.
@@ -71,8 +80,21 @@ def create(
       **options: further arguments of the model's class, such as `in_channels`, `stochastic_depth`, `remat`,
         `features_only`, `norm_scope` (ResNets), `image_size` (ViTs) or `shortcut` (CIFAR ResNets).
 
+    Returns:
+      A module. Its call takes images `(batch, height, width, channels)` and returns `(logits, features)`: logits
+      `(batch, num_classes)`, features `(batch, d)`, the input of the classifier. `train=True` selects training's mode.
+
     Raises:
       ValueError: for an unknown name or option, with those that are known.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import vcreg_jax as vc
+      >>> from flax import nnx
+      >>> model = vc.models.create("resnet20", num_classes=10, rngs=nnx.Rngs(0))
+      >>> logits, features = model(jnp.ones((2, 32, 32, 3)))
+      >>> logits.shape, features.shape
+      ((2, 10), (2, 64))
     """
     if name not in _MODELS:
         raise ValueError(f"Unknown model {name!r}.{_suggestion(name, names())} Known: {', '.join(names())}.")

@@ -22,13 +22,22 @@ MEMORY = 10  # steps, with their gradient differences, that L-BFGS remembers
 
 
 class Fit(NamedTuple):
-    """The optimum at each strength, and how well it was reached."""
+    """The optimum at each strength, and how well it was reached.
+
+    Attributes:
+      weights: `(s, d, k)`.
+      bias: `(s, k)`; sums to 0 over the classes present, and is -inf for a class without examples.
+      objective: F in nats, summed over examples, `(s,)`.
+      gradient_norm: relative, what `tolerance` bounds, `(s,)`.
+      iterations: accepted steps, `(s,)`.
+      converged: whether `gradient_norm` came under `tolerance`, `(s,)`.
+    """
 
     weights: Float[Array, "s d k"]
-    bias: Float[Array, "s k"]  # sums to 0 over the classes present; -inf for a class without examples
-    objective: Float[Array, " s"]  # F in nats, summed over examples
-    gradient_norm: Float[Array, " s"]  # relative: what `tolerance` bounds
-    iterations: Int[Array, " s"]  # accepted steps
+    bias: Float[Array, "s k"]
+    objective: Float[Array, " s"]
+    gradient_norm: Float[Array, " s"]
+    iterations: Int[Array, " s"]
     converged: Bool[Array, " s"]
 
 

@@ -28,7 +28,16 @@ from vcreg_jax.statistics import less, mean_of
 
 
 def l2_grid(low: float, high: float, count: int = 45) -> np.ndarray:
-    """`count` logarithmically spaced strengths from `low` to `high`, both included."""
+    """Space strengths logarithmically, both ends included.
+
+    Args:
+      low: the smallest, above 0.
+      high: the largest.
+      count: how many.
+
+    Returns:
+      `(count,)` in float64.
+    """
     return np.geomspace(low, high, count)
 
 
@@ -39,7 +48,13 @@ PAPER_L2_GRID = l2_grid(1e-5, 1e5)  # Appendix C.1: "between 0.00001 and 100000"
 
 
 class Split(NamedTuple):
-    """Features and labels of one split; rows where the mask is False (padding) do not exist."""
+    """Features and labels of one split.
+
+    Attributes:
+      features: `(n, d)`.
+      labels: class indices, `(n,)`.
+      mask: booleans `(n,)`; rows where it is False (padding) do not exist. None: all do.
+    """
 
     features: Float[ArrayLike, "n d"]
     labels: Int[ArrayLike, " n"]
@@ -55,23 +70,39 @@ class _Rows(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """How strengths fare on validation."""
+    """How strengths fare on validation.
 
-    l2: float  # the strength chosen
-    validation_accuracy: Float[np.ndarray, " s"]  # fraction, by the protocol's metric
-    fit: Fit  # of train, at every strength
+    Attributes:
+      l2: the strength chosen.
+      validation_accuracy: at each strength, a fraction by the protocol's metric, `(s,)`.
+      fit: of train, at every strength.
+    """
+
+    l2: float
+    validation_accuracy: Float[np.ndarray, " s"]
+    fit: Fit
 
 
 class ProbeResult(NamedTuple):
-    """What a table reports, with what is needed to doubt it."""
+    """What a table reports, with what is needed to doubt it.
+
+    Attributes:
+      protocol: its name and what it was, in words.
+      l2: the strength chosen.
+      validation_accuracy: at each strength, a fraction by the protocol's metric, `(s,)`.
+      test_accuracy: a fraction by the protocol's metric.
+      converged: whether every fit did, the final one included.
+      worst_gradient_norm: relative, over every fit.
+      fit: of train and validation together, at the one strength chosen; on standardized features if asked for.
+    """
 
     protocol: str
-    l2: float  # the strength chosen
-    validation_accuracy: Float[np.ndarray, " s"]  # fraction, by the protocol's metric
-    test_accuracy: float  # fraction, by the protocol's metric
-    converged: bool  # every fit, the final one included
-    worst_gradient_norm: float  # relative, over every fit
-    fit: Fit  # of train and validation together, at the one strength chosen; on standardized features if asked for
+    l2: float
+    validation_accuracy: Float[np.ndarray, " s"]
+    test_accuracy: float
+    converged: bool
+    worst_gradient_norm: float
+    fit: Fit
 
 
 def fit(
@@ -86,7 +117,7 @@ def fit(
     lanes: int = 1,
     warm_start: bool = True,
 ) -> Fit:
-    """The minimizer of F at every strength of `l2`, by L-BFGS.
+    """Minimize F at every strength of `l2`, by L-BFGS.
 
     Converged means |grad F| <= tolerance * (|[x 1]| |r| + l2 |W|): the gradient against the terms that cancel in it,
     x'r and l2 W. Here x are the centred features, r = softmax - onehot, and norms are Frobenius but for the spectral
@@ -99,20 +130,31 @@ def fit(
     Arithmetic is float32, or float64 for float64 features under `jax.enable_x64`. Rows may be sharded over a mesh.
 
     Args:
-      features: as they come; centring is internal and exact, since the bias absorbs it.
-      labels: class indices.
+      features: `(n, d)`, as they come; centring is internal and exact, since the bias absorbs it.
+      labels: class indices `(n,)`.
       num_classes: k.
-      l2: strengths, in any order; the result keeps it.
+      l2: strengths `(s,)`, above 0, in any order; the result keeps it.
       tolerance: see above. At 1e-4, F of features of trained ResNets lay 4e-6 (the median strength) to 7e-4 (the
         worst) above its minimum, relatively; at 1e-5 at most 8e-7 where 1e-4 left 4e-5.
       max_iterations: per strength.
-      mask: False for rows to leave out, such as padding.
+      mask: False for rows to leave out, such as padding, `(n,)`.
       lanes: p. More of them feed a wide accelerator; one alone needs the fewest iterations.
-      warm_start: each strength from what the next stronger ones in its lane have found, and not from
-        zero.
+      warm_start: each strength from what the next stronger ones in its lane have found, and not from zero.
+
+    Returns:
+      A `Fit` at each strength: weights `(s, d, k)`, bias `(s, k)`, and how well they were reached.
 
     Raises:
       ValueError: for empty, mismatched or non-finite data, labels out of range, a single class, or l2 <= 0.
+
+    Examples:
+      >>> import jax
+      >>> import vcreg_jax as vc
+      >>> features = jax.random.normal(jax.random.key(0), (64, 4))
+      >>> labels = (features[:, 0] > 0).astype(int)
+      >>> found = vc.probes.linear.fit(features, labels, 2, [0.1, 1.0])
+      >>> found.weights.shape, bool(found.converged.all())
+      ((2, 4, 2), True)
     """
     features, labels, mask = _check("training data", features, labels, mask, num_classes)
     strengths = np.atleast_1d(np.asarray(l2, np.float64))
@@ -128,14 +170,30 @@ def fit(
 
 
 def logits(fit: Fit, features: Float[ArrayLike, "n d"]) -> Float[Array, "s n k"]:
-    """x W + b at each strength; -inf for a class that had no training examples."""
+    """Compute x W + b at each strength.
+
+    Args:
+      fit: of s strengths.
+      features: x, `(n, d)`.
+
+    Returns:
+      `(s, n, k)`; -inf for a class that had no training examples.
+    """
     x = jnp.asarray(features, fit.weights.dtype)
     return dot("nd,sdk->snk", x, fit.weights) + fit.bias[:, None, :]
 
 
 @jax.jit
 def predict(fit: Fit, features: Float[ArrayLike, "n d"]) -> Int[Array, "s n"]:
-    """The class with the largest logit at each strength; holds the logits of one strength at a time."""
+    """Predict the class with the largest logit at each strength; holds the logits of one strength at a time.
+
+    Args:
+      fit: of s strengths.
+      features: `(n, d)`.
+
+    Returns:
+      Class indices `(s, n)`.
+    """
     x = jnp.asarray(features, fit.weights.dtype)
     return lax.map(lambda wb: (dot("nd,dk->nk", x, wb[0]) + wb[1][None]).argmax(axis=-1), (fit.weights, fit.bias))
 
@@ -150,7 +208,23 @@ def select(
     standardize: bool = False,
     **solving: Any,
 ) -> Selection:
-    """The strength that is best on validation; of equals the strongest. Arguments as for `select_and_test`."""
+    """Choose the strength that is best on validation; of equals the strongest.
+
+    Args:
+      train: what the strengths are compared on.
+      val: what selects.
+      num_classes: k.
+      l2: the strengths `(s,)`.
+      metric: as for `select_and_test`.
+      standardize: as for `select_and_test`.
+      **solving: `tolerance`, `max_iterations`, `lanes` and `warm_start` of `fit`.
+
+    Returns:
+      A `Selection`.
+
+    Raises:
+      ValueError: as `fit`, naming the split.
+    """
     rows = _check_splits({"train": train, "val": val}, num_classes, metric)
     return _select(rows, num_classes, np.atleast_1d(np.asarray(l2, np.float64)), metric, standardize, solving)
 
@@ -168,7 +242,7 @@ def select_and_test(
     protocol: str = "Kornblith et al.",
     **solving: Any,
 ) -> ProbeResult:
-    """Test accuracy of the strength that is best on validation, refitted on train and validation together.
+    """Test the strength that is best on validation, refitted on train and validation together.
 
     Of strengths with equal validation accuracy the strongest is chosen.
 
@@ -177,7 +251,7 @@ def select_and_test(
       val: what selects.
       test: what is reported.
       num_classes: k.
-      l2: the strengths.
+      l2: the strengths `(s,)`.
       metric: for selection and test alike. `mean_per_class` averages the recall of the classes that the split has,
         as is usual for Aircraft, Pets and Flowers (BYOL, Table 10).
       standardize: give each feature mean 0 and variance 1, by train for selection and by train and validation for
@@ -186,8 +260,15 @@ def select_and_test(
       protocol: its name, for the result.
       **solving: `max_iterations`, `lanes` and `warm_start` of `fit`.
 
+    Returns:
+      A `ProbeResult`.
+
     Raises:
       ValueError: as `fit`, naming the split.
+
+    Reference:
+      The VCReg paper (arXiv 2306.13292), Appendix C.1; Kornblith et al., "Do Better ImageNet Models Transfer Better?"
+      (arXiv 1805.08974).
     """
     rows = _check_splits({"train": train, "val": val, "test": test}, num_classes, metric)
     strengths = np.atleast_1d(np.asarray(l2, np.float64))

@@ -30,13 +30,25 @@ def knn(
     neighbours: int = 20,
     temperature: Float[ArrayLike, ""] = 0.07,
 ) -> Int[Array, " m"]:
-    """The class with the largest sum of exp(cosine / temperature) over the nearest training rows by cosine.
+    """Predict by nearest neighbours: the class with the largest sum of exp(cosine / temperature) over them.
 
-    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv 1805.01978),
-    section 3.4, with 20 neighbours as in DINO (arXiv 2104.14294). Rows of zeros are at cosine 0 to all.
+    Args:
+      train: features to compare with, `(n, d)`; rows of zeros are at cosine 0 to all.
+      labels: class indices, `(n,)`.
+      features: to predict, `(m, d)`.
+      num_classes: k.
+      neighbours: how many training rows vote, the nearest by cosine.
+      temperature: above 0.
+
+    Returns:
+      Class indices `(m,)`.
 
     Raises:
       ValueError: for fewer than one neighbour, or more than there are training rows.
+
+    Reference:
+      Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv 1805.01978), section
+      3.4, with 20 neighbours as in DINO (arXiv 2104.14294).
     """
     train, labels, features = _unit(train), jnp.asarray(labels), _unit(features)
     if not 1 <= neighbours <= len(train):
@@ -58,11 +70,21 @@ def ridge(
     num_classes: int,
     l2: Float[ArrayLike, " s"] | Sequence[Any],
 ) -> Int[Array, "s m"]:
-    """The class with the largest output of a linear map fitted by least squares, at every strength.
+    """Predict by a linear map fitted by least squares: the class with the largest output, at every strength.
 
     With x and y centred, y the labels as rows of 0 and 1, W = (x'x + l2)^-1 x'y minimizes |x W - y|^2 + l2 |W|^2, the
     bias unpenalised. One eigendecomposition serves all strengths, and it is that of x x' where rows are the fewer.
     Of a class without training rows the output is 0 everywhere.
+
+    Args:
+      train: x, `(n, d)`.
+      labels: class indices, `(n,)`.
+      features: to predict, `(m, d)`.
+      num_classes: k.
+      l2: the strengths `(s,)`, above 0.
+
+    Returns:
+      Class indices `(s, m)`.
     """
     x, rows = _wide(train), _wide(features)
     onehot = jax.nn.one_hot(jnp.asarray(labels), num_classes, dtype=x.dtype)
