@@ -9,7 +9,7 @@ CONSTRAINTS ?= $(if $(filter 3.11,$(VERSION)),constraints.txt,constraints-newest
 .PHONY: run test check docs pages mine faults clean
 
 run: .venv/train.installed
-	$(BIN)/python -m train run configs/digits.py $(ARGS)
+	$(BIN)/python -m train run digits $(ARGS)
 
 test: check
 	$(BIN)/python -m pytest

@@ -226,7 +226,7 @@ main(sys.argv[1:])
     arguments = ["convert", str(tmp_path / f"a{suffix}"), str(tmp_path / "b.pth"), "--model", "resnet20"]
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr == f"error: Converting this file needs {missing}: pip install 'vcreg-jax[torch]'.\n"
+    assert done.stderr == f"error: Converting this file needs {missing}: pip install -e '.[torch]'.\n"
 
 
 def test_a_checkout_that_was_never_installed_converts(saved, tmp_path):

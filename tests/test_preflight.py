@@ -206,7 +206,7 @@ def test_bad_input_is_one_line_and_exit_status_two(arguments, message, tmp_path,
 
 def test_without_libtpu_the_way_to_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(ValueError, match=re.escape("pip install 'vcreg-jax[train,aot]'")):
+    with pytest.raises(ValueError, match=re.escape("pip install -e '.[train,aot]'")):
         tpu_compiler.topology_devices("v5e:2x2")
 
 

@@ -340,7 +340,7 @@ class Crosscheck:
         try:
             from train.interop.crosscheck import command as crosscheck
         except ModuleNotFoundError as error:
-            raise ValueError(f"`crosscheck` needs {error.name}: pip install 'vcreg-jax[train,torch]'.") from error
+            raise ValueError(f"`crosscheck` needs {error.name}: pip install -e '.[train,torch]'.") from error
         if not crosscheck.run(self.json):
             sys.exit(1)
 

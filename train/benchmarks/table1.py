@@ -57,7 +57,7 @@ def run(
     measures = [step_jax.measure]
     if torch:
         if settings.platform == "tpu" or not (util.find_spec("torch") and util.find_spec("torchvision")):
-            raise ValueError("--torch needs a CPU or GPU and pip install 'vcreg-jax[torch]'.")
+            raise ValueError("--torch needs a CPU or GPU and pip install -e '.[torch]'.")
         from train.benchmarks import step_torch
 
         measures.append(step_torch.measure)

@@ -74,7 +74,7 @@ def topology_devices(topology: str) -> Sequence[Any]:
     try:
         import libtpu  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError("Compiling for TPUs needs libtpu: pip install 'vcreg-jax[train,aot]'.") from error
+        raise ValueError("Compiling for TPUs needs libtpu: pip install -e '.[train,aot]'.") from error
     from jax.experimental import topologies
 
     # Libtpu reads these when it is loaded: no questions to a cloud's servers, and beside other processes that have it.

@@ -298,7 +298,7 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         package = name.split(".")[0]
-        raise ValueError(f"Converting this file needs {package}: pip install 'vcreg-jax[torch]'.") from None
+        raise ValueError(f"Converting this file needs {package}: pip install -e '.[torch]'.") from None
 
 
 def _text(path: tuple[Any, ...]) -> str:

@@ -149,7 +149,7 @@ def program(run: Run, shape: tuple[int, int, int]) -> bytes:
         return nnx.merge(graphdef, params, batch_stats)(normalize(images))
 
     if importlib.util.find_spec("flatbuffers") is None:
-        raise ValueError("Writing StableHLO needs flatbuffers: pip install 'vcreg-jax[train]'.")
+        raise ValueError("Writing StableHLO needs flatbuffers: pip install -e '.[train]'.")
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
     return bytes(jax.export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize())

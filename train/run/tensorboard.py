@@ -14,7 +14,7 @@ _PREFIX = "vcreg"  # of paths, by which tensorboardX finds who opens them
 def check_installed() -> None:
     """Raises ValueError when the writer of TensorBoard's files is missing."""
     if importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError("TensorBoard's files need tensorboardX: pip install 'vcreg-jax[train,tensorboard]'.")
+        raise ValueError("TensorBoard's files need tensorboardX: pip install -e '.[train,tensorboard]'.")
 
 
 class TensorBoard:
