@@ -20,7 +20,7 @@ check: .venv/test.installed
 	$(BIN)/pyright
 
 docs: .venv/docs.installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet # the variable: without the theme's note on its successor
+	$(BIN)/zensical build --clean --strict # clean: a page in the cache would keep its warnings to itself
 
 # Every kind of page from small made-up results, and pictures of each to look at; needs Debian's package chromium.
 PAGES ?= runs/pages
@@ -49,4 +49,4 @@ $(BIN)/python$(VERSION):
 	$(PYTHON) -m venv --clear .venv
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build .cache
