@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
             for theme, scheme in THEMES.items():
                 picture = folder / f"{name}-{width}-{theme}.png"
                 command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-                command += [f"--blink-settings=preferredColorScheme={scheme}", f"--window-size={width},4000"]
+                command += [f"--blink-settings=preferredColorScheme={scheme}", f"--window-size={width},6000"]
                 address = (folder / f"{name}.html").resolve().as_uri()
                 subprocess.run([*command, f"--screenshot={picture}", address], check=True, capture_output=True)
                 print(picture)

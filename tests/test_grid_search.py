@@ -18,6 +18,8 @@ from train.trainer.model import structure
 from train.trainer.step import Normalize, make_predict, split
 from vcreg_jax import Sites, VCReg
 
+COMMAND = "python -m train run strength_digits"
+
 
 def small(directory, **changes):
     train = replace(recipe(directory), steps=4, save_every=2)  # for both parts, so that they share a program
@@ -97,7 +99,7 @@ def test_a_search_tests_what_it_has_chosen_and_goes_on_to_the_bit(tmp_path):
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert searched["path"].read_text() == searched["text"]
 
-    table = grid_table.gather(config)
+    table = grid_table.gather(config, COMMAND)
     assert "the command" in grid_table.text(table)
 
 
@@ -134,9 +136,9 @@ def test_probes_choose_where_there_are_targets_and_every_arm_is_tested(tmp_path)
     expected = nearest.fit(unit["train"], rows["train"].labels()).score(unit["test"], rows["test"].labels())
     assert final[2]["targets"]["20-NN"]["accuracy"] == pytest.approx(expected, abs=1e-6)
     assert final[2]["targets"]["L-BFGS"]["accuracy"] > 0.3
-    header, *rows = grid_table.final_rows(grid_table.gather(config))
+    header, *rows = grid_table.final_rows(grid_table.gather(config, COMMAND))
     assert header[4:6] == ["L-BFGS", "20-NN"] and f"{100 * expected:.2f}" == rows[2][5]
-    assert "Algorithm 1: learning rate" in grid_table.text(grid_table.gather(config))
+    assert "Algorithm 1: learning rate" in grid_table.text(grid_table.gather(config, COMMAND))
 
 
 def weights(program, config, plain):
@@ -152,7 +154,7 @@ def test_the_heat_map_shows_the_gain_of_every_point(tmp_path):
     config = small(tmp_path, arms={"VCReg": Strengths(Sites(block=VCReg()), (0.5, 1.0), (0.1, 0.2, 0.4))})
     search = [result(0.004, 0.0, 0.0, 7, 0.40), result(0.008, 0.0, 0.0, 7, 0.45)]
     search += [result(0.004, 0.5, 0.1, 7, 0.50), result(0.008, 0.5, 0.1, 7, 0.55), result(0.004, 1.0, 0.4, 7, 0.40)]
-    axes = grid_table.heat_map(grid_table.GridTable(config, search, [], {})).axes[0]
+    axes = grid_table.heat_map(grid_table.GridTable(config, search, [], {}, COMMAND)).axes[0]
     shown = np.array([text.get_text() for text in axes.texts]).reshape(2, 3)
     assert shown[0, 0] == "+10.0" and shown[1, 2] == "\N{MINUS SIGN}5.0"
     assert sorted(set(shown.ravel())) == sorted({"+10.0", "\N{MINUS SIGN}5.0", "not run"})
@@ -161,7 +163,7 @@ def test_the_heat_map_shows_the_gain_of_every_point(tmp_path):
 
 def test_the_table_shows_the_papers_numbers_beside_ours_and_every_point(tmp_path):
     config = small(tmp_path)
-    assert "Not run." in grid_table.text(grid_table.gather(config))
+    assert "Not run." in grid_table.text(grid_table.gather(config, COMMAND))
     final = [
         result(0.004, alpha, beta, seed, accuracy)
         for alpha, beta, accuracies in ((0.0, 0.0, (0.50, 0.52, 0.54)), (1.28, 0.16, (0.55, 0.55, 0.58)))
@@ -172,7 +174,7 @@ def test_the_table_shows_the_papers_numbers_beside_ours_and_every_point(tmp_path
     for part, found in (("search", search), ("final", final)):
         (folder / part / "program0").mkdir(parents=True)
         (folder / part / "program0" / "result.json").write_text(json.dumps(found))
-    table = grid_table.gather(config)
+    table = grid_table.gather(config, COMMAND)
     assert grid_table.final_rows(table)[1:] == [
         ["baseline", "0.004, 0, 0", "69.6", "52.00 ± 2.00", "3"],
         ["VCReg", "0.004, 1.28, 0.16", "71.2", "56.00 ± 1.73", "3"],

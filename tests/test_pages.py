@@ -71,7 +71,9 @@ def table(folder, name=BAD):
     for arm in config.arms:
         for seed in range(2):
             finished(config, arm, seed, 0.5 + 0.01 * seed, 0.3)
-    return tables.write("table5", [tables.gather(config)], folder / "out").read_text()
+    return tables.write(
+        "table5", [tables.gather(config, "python -m train run table5_superclass")], folder / "out"
+    ).read_text()
 
 
 def grid(folder, name=BAD):
@@ -80,7 +82,8 @@ def grid(folder, name=BAD):
     found = [result(0.004, alpha, beta, 7, 0.4 + alpha * beta) for alpha in (0.0, 0.64, 1.28) for beta in (0.08, 0.16)]
     found = [own | {"arm": name if own["alpha"] else "baseline"} for own in found if own["alpha"] or own["beta"] < 0.1]
     found = [own | ({} if own["alpha"] else {"beta": 0.0}) for own in found]
-    return grid_table.write("strength", [grid_table.GridTable(config, found[:-1], found, {})], folder).read_text()
+    found_so_far = grid_table.GridTable(config, found[:-1], found, {}, name)
+    return grid_table.write("strength", [found_so_far], folder).read_text()
 
 
 def moons(folder, name=BAD):
@@ -116,6 +119,19 @@ def test_the_page_fits_a_phone_has_both_themes_and_a_title_that_says_what_it_is(
     assert len(page.text["title"].split()) > 2 and page.text["h1"]
     assert text.count("<table>") == text.count('<div class="wide"><table>') > 0, "every table scrolls by itself"
     assert "<svg" in text
+
+
+def test_printed_tables_are_not_cut_and_keep_their_rows_whole(text):
+    printed = text.partition("@media print{")[2].partition("</style>")[0]
+    assert ".wide{overflow:visible" in printed and "td,th{white-space:normal" in printed
+    assert re.search(r"tr,[\w,.]*\{break-inside:avoid\}", printed) and "main{display:block" in printed
+
+
+def test_text_has_one_size_in_all_pictures(text):
+    found = re.findall(r'<svg viewBox="0 0 ([\d.]+) [^>]*max-width:([\d.]+)rem', text)
+    assert len(found) == text.count("<svg viewBox")
+    for width, most in found:
+        assert 16 * float(most) / float(width) == pytest.approx(2, rel=0.01), "pixels a point at most"
 
 
 def test_arms_keep_their_colours_and_names_do_not_meet(tmp_path):

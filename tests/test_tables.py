@@ -1,6 +1,7 @@
 """Tables of finished transfers, from run folders written by hand."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from configs import table2_imagenet, table4_simclr, table4_vicreg, table5_superclass, table7_placement
+from train import config_file
 from train.__main__ import main
 from train.reports import tables
 
+COMMAND = "python -m train run table5_superclass"
 RNG = np.random.default_rng(0)
 
 
@@ -36,7 +39,7 @@ def test_means_deviations_and_standard_errors_are_numpys(config):
     for arm, values in (("none", none), ("VCReg", vcreg)):
         for seed, pair in enumerate(values.tolist()):
             finished(config, arm, seed, *pair)
-    gathered = tables.gather(config)
+    gathered = tables.gather(config, COMMAND)
     lines = [cells(line) for line in tables.text(gathered).splitlines() if line.startswith("|")]
     assert lines[0] == ["", "", "pretraining", "cifar100"]
     assert lines[2] == ["none", "paper", "", "60.7"]
@@ -52,11 +55,11 @@ def test_means_deviations_and_standard_errors_are_numpys(config):
 
 
 def test_what_was_not_run_says_so(config):
-    none_paper, none, vcreg_paper, vcreg = [line[2:] for line in tables.rows(tables.gather(config))[1:]]
+    none_paper, none, vcreg_paper, vcreg = [line[2:] for line in tables.rows(tables.gather(config, COMMAND))[1:]]
     assert (none_paper, vcreg_paper) == (["", "60.7"], ["", "72.9"])
     assert none == vcreg == ["not run", "not run"]
     finished(config, "none", 0, 0.5, 0.25, converged=False)
-    text = tables.text(tables.gather(config))
+    text = tables.text(tables.gather(config, COMMAND))
     assert [cells(line)[1:] for line in text.splitlines() if line.startswith("| none")][1] == [
         "ours, n = 1",
         "50.00",
@@ -69,14 +72,14 @@ def test_what_was_not_run_says_so(config):
 def test_a_result_of_another_config_is_named(config):
     finished(replace(config, targets={"other": config.targets["cifar100"]}), "none", 0, 0.5, 0.5)
     with pytest.raises(ValueError, match=r"none/seed0/result.json is no result of this config .KeyError: 'cifar100'"):
-        tables.gather(config)
+        tables.gather(config, COMMAND)
 
 
 def test_the_page_needs_no_network_and_has_a_picture_of_what_ran(config, tmp_path):
     for arm in config.arms:
         for seed in range(2):
             finished(config, arm, seed, 0.5 + 0.01 * seed, 0.3)
-    page = tables.write("table5", [tables.gather(config)], tmp_path / "out").read_text()
+    page = tables.write("table5", [tables.gather(config, COMMAND)], tmp_path / "out").read_text()
     assert page.count("<svg") == 2
     assert "50.00%, 51.00%" in page
     assert "http" not in page.replace("http://www.w3.org", "")
@@ -92,7 +95,10 @@ def test_the_command_gathers_every_column_of_a_table(capsys, tmp_path, monkeypat
     said = capsys.readouterr().out
     for name in ("cifar100", "living_9", "mixed_10", "mixed_13", "geirhos_16", "big_12"):
         assert f"Table 5: {name}" in said
-    assert said.count("Not run.") == 8  # the two small ones too
+    commands = re.findall(r"^Not run. To run it: python -m train run (.*)$", said, re.MULTILINE)
+    assert len(commands) == 8 and {"table5_small", "table5_superclass --point living_9"} < {*commands}
+    for file, *point in map(str.split, commands):
+        assert config_file.load(config_file.find(file), *point[1:]).title in said
     assert (tmp_path / "runs" / "table5.html").exists()
     main(["report", "table4"])
     said = capsys.readouterr().out

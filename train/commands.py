@@ -4,6 +4,7 @@ What a command needs is imported when it runs, so that none waits for, or needs,
 """
 
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Run:
                     print(f"\nReport: {figure1.run(config, command) / 'report.html'}")
                 case Grid():
                     folder = grid_search.run(config, command)
-                    print(f"\n{grid_table.text(grid_table.gather(config))}\n\nRun: {folder}")
+                    print(f"\n{grid_table.text(grid_table.gather(config, command))}\n\nRun: {folder}")
                 case _:
                     folder = experiment.run(config, command)
                     if hosts.is_first():
@@ -129,11 +130,15 @@ def _table(name: str) -> None:
     from train.reports import grid_table, tables
     from train.run import folder as run_folder
 
-    configs = [one for path in _configs_of(name) for one in config_file.points(path).values()]
-    for config in configs:
+    configs = {
+        shlex.join(["python", "-m", "train", "run", path.stem, *(("--point", point) if point else ())]): config
+        for path in _configs_of(name)
+        for point, config in config_file.points(path).items()
+    }
+    for config in configs.values():
         run_folder.check(Path(config.runs_directory) / config.name)
     for kind, module in ((Experiment, tables), (Grid, grid_table)):
-        if found := [module.gather(config) for config in configs if isinstance(config, kind)]:
+        if found := [module.gather(config, command) for command, config in configs.items() if isinstance(config, kind)]:
             print("\n\n".join(module.text(table) for table in found))
             print(f"\nReport: {module.write(name, found, Path('runs'))}")
             return

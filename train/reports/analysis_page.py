@@ -15,7 +15,7 @@ import vcreg_jax as vc
 from train.experiments.analyse import Analysis, analyse, checkpoints
 from train.files import whole_files
 from train.reports import figures, page, summary
-from train.reports.axis_labels import ink_on, log_axis, names_above, thin_out
+from train.reports.axis_labels import ink_on, log_axis, names_above, shorten, thin_out
 from train.reports.summary import Sample
 from train.run.folder import provenance, write_json
 
@@ -95,7 +95,7 @@ def _rows() -> list[tuple[str, str, Callable[[Analysis], float | None]]]:
 
 def cells(arms: Arms) -> list[list[str]]:
     """Table 6: a header, then a row per number."""
-    counts = "/".join(sorted({str(len(own)) for own in arms.values()}))
+    counts = " and ".join(map(str, sorted({len(own) for own in arms.values()})))
     table = [[f"n = {counts}", *arms, "paper, without", "paper, VCReg"]]
     for name, paper, of in _rows():
         line = [name]
@@ -132,7 +132,7 @@ def _page(arms: Arms, about: Mapping[str, Any]) -> str:
         ),
         (
             "geometry",
-            [geometry(*item) for item in arms.items()],
+            [geometry(*item, i) for i, item in enumerate(arms.items())],
             "Cosines between class means.",
             _GEOMETRY.format(n - 1),
         ),
@@ -166,7 +166,7 @@ def through_depth(arms: Arms, title: str, of: Callable[[Any], float], log: bool 
         axes.plot(places, values.mean(0), color=figures.colour(i), linewidth=2.2)
     names = [layer.name.removeprefix("block ") for layer in next(iter(arms.values()))[0].layers]
     shown = thin_out(names)
-    axes.set_xticks(shown, [names[i] for i in shown])
+    axes.set_xticks(shown, [shorten(names[i], 8) for i in shown])
     names_above(axes, title, [(arm, figures.bold(i)) for i, arm in enumerate(arms)])
     axes.set_xlabel("block")
     if log:
@@ -194,20 +194,21 @@ def spectra(arm: str, own: Sequence[Analysis], index: int) -> Figure:
 
 
 @figures.styled
-def geometry(arm: str, own: Sequence[Analysis]) -> Figure:
+def geometry(arm: str, own: Sequence[Analysis], index: int) -> Figure:
     """The cosines as a square of colours, written out for few classes."""
-    matrix, names = np.asarray(own[0].cosines), own[0].class_names
-    figure = Figure(figsize=(4.6, 4.3))
-    axes = figure.add_axes((0.16, 0.08, 0.78, 0.8))
+    matrix, names = np.asarray(own[0].cosines), [shorten(name, 12) for name in own[0].class_names]
+    figure = Figure(figsize=(4.6, 4.9))
+    axes = figure.add_axes((0.2, 0.16, 0.74, 0.76))
     cells = axes.pcolormesh(matrix[::-1], cmap="RdBu_r", vmin=-1, vmax=1, linewidth=0)
     few = len(names) <= 12
     if few:
         for (i, j), value in np.ndenumerate(matrix):
-            axes.text(j + 0.5, len(names) - i - 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7,
+            axes.text(j + 0.5, len(names) - i - 0.5, summary.number(value), ha="center", va="center", fontsize=7,
                       color=ink_on(cells.to_rgba(value)))  # fmt: skip
     ticks = np.arange(len(names)) + 0.5 if few else []
-    axes.set_xticks(ticks, names if few else [], fontsize=7)
-    axes.set_yticks(ticks, names[::-1] if few else [], fontsize=7)
-    axes.set_title(f"{arm}: cosines between class means")
+    narrow = 5 * max(map(len, names)) > 240 / len(names)  # points of a name, and of a cell
+    axes.set_xticks(ticks, names if few else [], fontsize=8, rotation=90 if narrow else 0)
+    axes.set_yticks(ticks, names[::-1] if few else [], fontsize=8)
     axes.set_aspect("equal")
+    names_above(axes, "cosines between class means", [(arm, figures.bold(index))])
     return figure

@@ -49,6 +49,11 @@ def thin_out(names: Sequence[str], most: int = 8) -> list[int]:
     return [i for i in range(0, last, step) if last - i >= min(step, 2)] + [last]
 
 
+def shorten(name: str, most: int) -> str:
+    """The name, or as much of its start as leaves it at `most` characters."""
+    return name if len(name) <= most else f"{name[: most - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
+
+
 def ink_on(colour: Any) -> str:
     """Black or white: what has more contrast on `colour`, by WCAG's relative luminance."""
     linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]

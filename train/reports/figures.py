@@ -101,7 +101,9 @@ def _svg(figure: Figure, prefix: str, alt: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     start = re.compile(r'.*?<svg[^>]*?(viewBox="[^"]*")[^>]*>\s*<metadata>.*?</metadata>', re.DOTALL)
-    text = start.sub(lambda found: f'<svg {found[1]} role="img" aria-label="{html.escape(alt)}">', buffer.getvalue(), 1)
+    most = f"max-width:{144 * figure.get_figwidth() / 16:g}rem"  # two pixels a point: text of a size on every page
+    head = f'role="img" aria-label="{html.escape(alt)}" style="{most}"'
+    text = start.sub(lambda found: f"<svg {found[1]} {head}>", buffer.getvalue(), 1)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{prefix}-", text.replace("xlink:href", "href"))
     for role, (light, _) in _ROLES.items():
         text = text.replace(light, f"var(--{role})")

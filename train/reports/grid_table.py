@@ -31,14 +31,15 @@ class GridTable:
     search: Sequence[Result]  # on validation images
     final: Sequence[Result]  # on test images
     made: Mapping[str, Any]  # command, hardware, commit, seconds; empty while a run is unfinished
+    command: str  # that runs it, or goes on with it
 
 
-def gather(config: Grid) -> GridTable:
-    """The results that lie in the run folder of `config`; a folder that is not there has none."""
+def gather(config: Grid, command: str) -> GridTable:
+    """The results that lie in the run folder of `config`, which `command` runs; a folder that is not there has none."""
     folder = Path(config.runs_directory) / config.name
     search, final = ([own for path in _in_order(folder / part) for own in _read(path)] for part in (SEARCH, FINAL))
     made = json.loads(path.read_text()) if (path := folder / "grid.json").exists() else {}
-    return GridTable(config, search, final, made)
+    return GridTable(config, search, final, made, command)
 
 
 def _in_order(folder: Path) -> list[Path]:
@@ -98,7 +99,7 @@ def heat_map(table: GridTable) -> Figure:
     heights = [len(own.alphas) for own in arms.values()]
     width = max(len(own.betas) for own in arms.values())
     # One below the other, so that they can be read on a narrow page.
-    figure = Figure(figsize=(1.5 + 0.75 * width, 0.9 * len(arms) + 0.4 * sum(heights)))
+    figure = Figure(figsize=(max(4.6, 1.5 + 0.75 * width), 0.9 * len(arms) + 0.4 * sum(heights)))
     panels = figure.subplots(len(arms), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, (arm, own) in zip(panels, arms.items(), strict=True):
         cells = axes.pcolormesh(
@@ -132,7 +133,7 @@ def notes(table: GridTable) -> list[str]:
     """How the numbers came about."""
     config, made = table.config, table.made
     if not table.search:
-        return ["Not run."]
+        return [page.not_run(table.command)]
     where = config.search.data.validation_split, config.search.data.train_split
     said = [
         "Test accuracy in %: mean ± standard deviation over n seeds; the difference ± its standard error.",
@@ -144,7 +145,7 @@ def notes(table: GridTable) -> list[str]:
     ]
     if lost := [own for own in (*table.search, *table.final) if own["skipped"]]:
         said.append(f"Settings of which updates were skipped, their loss or gradient not being finite: {len(lost)}.")
-    return [*said, page.made_by(made)]
+    return [*said, page.made_by(made, table.command)]
 
 
 def text(table: GridTable) -> str:

@@ -17,7 +17,9 @@ main>*{grid-column:1/-1;min-width:0}main>.spectrum,main>.strength{grid-column:au
 h1{font-size:clamp(1.6rem,3.6vw,2.1rem);line-height:1.15;font-weight:600;margin:.3em 0 .6em;text-wrap:balance}
 figure{margin:0}svg{display:block;width:100%;height:auto;overflow:visible}.soft,figcaption,dt{color:var(--soft)}
 .soft,figcaption,table,dl,svg,summary{font-family:system-ui,sans-serif;font-size:.85rem}
-figcaption{max-width:44rem;margin-top:.8rem}.wide{overflow-x:auto}
+figcaption{max-width:44rem;margin-top:.8rem}.words{white-space:normal;min-width:9rem}
+.wide{overflow-x:auto;background:linear-gradient(270deg,var(--paper) 50%,transparent) 100%/2rem 100% no-repeat local,
+linear-gradient(270deg,var(--rule),transparent) 100%/1rem 100% no-repeat}
 table{border-collapse:separate;border-spacing:0;font-size:1rem;font-variant-numeric:tabular-nums;width:100%}
 td,th{padding:.6rem 0 .6rem 1.5rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 th:first-child{text-align:left;padding-left:0;font-weight:400}.wide+.soft{margin-top:-3rem}
@@ -27,7 +29,11 @@ section>figure>div{max-width:36rem}section table{font-size:.9rem}thead th{white-
 .strips{grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}section .wide+.soft{margin-top:1.2rem}
 @media(max-width:40rem){td,th{padding:.5rem 0 .5rem .9rem}table{font-size:.9rem}
 th:first-child{white-space:normal;min-width:6rem;position:sticky;left:0;background:var(--paper)}}
-@media print{.wide{overflow:visible}tr,figure,svg{break-inside:avoid}thead{display:table-header-group}}
+@media print{body{background:none}main{display:block;max-width:none;padding:0}main>*{margin-bottom:1.5rem}
+.wide{overflow:visible;background:none}.wide+.soft{margin-top:0}header,figure>div{grid-template-columns:1fr 1fr}
+header figure>div{grid-template-columns:1fr}
+td,th{white-space:normal;padding:.3rem 0 .3rem .6rem}table{font-size:.75rem}pre{white-space:pre-wrap}
+tr,figure,svg,.soft{break-inside:avoid}h1,h2{break-after:avoid}thead{display:table-header-group}}
 """
 
 
@@ -54,14 +60,25 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def table_of(head: str, body: Sequence[Sequence[str]]) -> str:
     """As `table`, under header cells that are HTML already."""
-    lines = (f"<tr><th>{escape(x)}</th>{''.join(f'<td>{escape(y)}</td>' for y in ys)}</tr>" for x, *ys in body)
+    lines = (f"<tr><th>{escape(x)}</th>{''.join(map(_cell, ys))}</tr>" for x, *ys in body)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def made_by(made: Mapping[str, Any]) -> str:
-    """How the numbers of a run were made, in a line; `made` is empty while it goes on."""
+def _cell(text: str) -> str:
+    """Numbers stay on one line; what is longer than any of them may wrap."""
+    kind = ' class="words"' if len(text) > 24 else ""
+    return f"<td{kind}>{escape(text)}</td>"
+
+
+def not_run(command: str) -> str:
+    """What stands in place of results, with the command that makes them."""
+    return f"Not run. To run it: {command}"
+
+
+def made_by(made: Mapping[str, Any], command: str) -> str:
+    """How the numbers of a run were made, in a line; `made` is empty while it goes on, as `command` says."""
     if not made:
-        return "The run is not finished."
+        return f"The run is not finished. To go on: {command}"
     seconds = f"{made['wall_seconds']:.0f} s"
     return f"{made['hardware']}, commit {made['commit']}, {seconds} in the last call: {made['command']}"
 

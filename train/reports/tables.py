@@ -21,6 +21,7 @@ class Gathered:
 
     config: Experiment
     results: Results
+    command: str  # that runs it, or goes on with it
 
     @property
     def is_begun(self) -> bool:
@@ -28,13 +29,14 @@ class Gathered:
         return any(sample.n for own in self.results.accuracy.values() for sample in own.values())
 
 
-def gather(config: Experiment) -> Gathered:
-    """The results that lie in the run folder of `config`; a folder that is not there has none.
+def gather(config: Experiment, command: str) -> Gathered:
+    """The results that lie in the run folder of `config`, which `command` runs; a folder that is not there has none.
 
     Raises:
       ValueError: for a result that cannot be read or lacks a target, naming the file.
     """
-    return Gathered(config, results.read(Path(config.runs_directory) / config.name, config.arms, config.targets))
+    found = results.read(Path(config.runs_directory) / config.name, config.arms, config.targets)
+    return Gathered(config, found, command)
 
 
 def rows(gathered: Gathered) -> list[list[str]]:
@@ -62,7 +64,7 @@ def text(gathered: Gathered) -> str:
 
 def _notes(gathered: Gathered) -> list[str]:
     if not gathered.is_begun:
-        return ["Not run."]
+        return [page.not_run(gathered.command)]
     config, found = gathered.config, gathered.results
     notes = ["Accuracy in %: mean ± standard deviation over n seeds; differences ± standard error."]
     tried = max(1 if isinstance(own, Sites) else len(own) for own in config.arms.values())
@@ -70,7 +72,7 @@ def _notes(gathered: Gathered) -> list[str]:
         notes.append(
             f"Of each arm {tried} candidates were tried, with seed {config.tuning_seed}, on validation images."
         )
-    notes.append(page.made_by(found.made))
+    notes.append(page.made_by(found.made, gathered.command))
     if found.unconverged:
         notes.append(f"The probe stopped before it converged: {'; '.join(found.unconverged)}.")
     return [*notes, *config.notes, *found.protocols]
