@@ -33,8 +33,8 @@ class NTXent:
       sum_views: 2 as in SimCLR's code, or 1 as in its paper.
 
     Raises:
-      ValueError: for a temperature that is not positive or an infinite or negative `sum_views`; when called, for a batch
-        of one or views that do not match.
+      ValueError: for a temperature that is not positive, or an infinite or negative `sum_views`; when called, for a
+        batch of one or views that do not match.
 
     Reference:
       Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations" (arXiv 2002.05709);
