@@ -137,7 +137,7 @@ def test_without_a_target_the_accuracy_is_that_of_the_averaged_weights_on_test_i
     _, own = report.rows(report.load(folder))
     assert own[:3] == ["accuracy (%)", f"{100 * accuracy['baseline']:.2f}", f"{100 * accuracy['VCReg']:.2f}"]
     assert "75.9" in tables.text(tables.gather(averaged, "python -m train run digits"))
-    assert "Trained to tell the closed_loop." in report_page.write(folder).read_text()
+    assert "Trained on closed_loop." in report_page.write(folder).read_text()
 
 
 def test_what_cannot_run_is_refused_before_any_work(averaged, tmp_path):

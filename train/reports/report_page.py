@@ -48,12 +48,12 @@ def _what_was_trained(report: Report) -> str:
     """What was trained and what was probed, in a sentence."""
     trained, targets = report.about["label"], report.about["targets"]
     if not targets:
-        return f"Trained to tell the {trained}."
+        return f"Trained on {trained}."
     labels = dict.fromkeys(own["label"] for own in targets.values())
     if [*labels] == [trained]:
-        return f"Trained to tell the {trained}; then frozen, and a linear probe learned the same from the features."
+        return f"Trained on {trained}; then frozen, and a linear probe learned the same from the features."
     named = ", ".join(labels)
-    return f"Trained to tell the {trained}; then frozen, and a linear probe learned the {named} from the features."
+    return f"Trained on {trained}; then frozen, and a linear probe learned {named} from the features."
 
 
 def _pictures(report: Report) -> list[str]:
