@@ -30,15 +30,21 @@ class Decorrelation:
     Source: the redundancy term of Zbontar et al., "Barlow Twins" (arXiv 2103.03230), Eq. 1-2, with one view in the
     place of both, where the invariance term is 0. There the sum over pairs is not divided by their number.
 
+    Args:
+      weight: at least 0; a number or a traced scalar.
+      eps: added to variances under the root, above 0.
+      scope: whose statistics, as for `VCReg`.
+      axis_name: over whose devices the batch is split, as for `VCReg`.
+
     Raises:
       ValueError: for a negative weight, `eps` not above 0, an unknown `scope`; and when called on integers, on fewer
         than two axes, or on what `scope` does not divide.
     """
 
-    weight: float | Array = 1.0  # may be traced
-    eps: float = 1e-5  # added to variances under the root
-    scope: Literal["global"] | int = "global"  # whose statistics, as for VCReg
-    axis_name: str | tuple[str, ...] | None = None  # over whose devices the batch is split, as for VCReg
+    weight: float | Array = 1.0
+    eps: float = 1e-5
+    scope: Literal["global"] | int = "global"
+    axis_name: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         of_batch.check("Decorrelation", self.scope, self.axis_name, weight=self.weight)

@@ -36,13 +36,20 @@ def gaussian(
 
 
 def at_step(regularized: _Regularized, step: int | Int[Array, ""]) -> _Regularized:
-    """A regularizer, `Sites` or an NNX model with the directions of this step; the step may be traced.
+    """Give a regularizer, `Sites` or an NNX model the directions of this step; the step may be traced.
 
     Inside a jitted training step, which is compiled once:
 
         model = vc.at_step(nnx.merge(graphdef, params), step)
 
     A model is changed in place, so let it be one that was merged in this step. What has no directions stays as it is.
+
+    Args:
+      regularized: a regularizer, `Sites` or an NNX model.
+      step: the training step; an integer or a traced one.
+
+    Returns:
+      The same regularizer, `Sites` or model, with that step's directions.
     """
     if isinstance(regularized, nnx.Module):
         for _, module in nnx.iter_modules(regularized):

@@ -24,8 +24,8 @@ COLLAPSED = 0.8  # share of variance between classes from which on features are 
 class Block(NamedTuple):
     """What one block's output holds, a row an image: means over positions. Shares are between 0 and 1."""
 
-    name: str
-    width: int
+    name: str  # of the block
+    width: int  # d
     probe_accuracy: float  # of a linear probe on the images that it was not fitted on
     effective_rank: float  # between 1 and the width
     cdnv: float  # class-distance normalized variance; 0: every class is one point
@@ -36,18 +36,31 @@ class Block(NamedTuple):
 
 
 class Checkup(NamedTuple):
-    """Of a network's blocks, in the order of computation."""
+    """What a check-up found of a network's blocks.
+
+    Attributes:
+      blocks: what each block's output holds, in the order of computation.
+      sentences: where features collapse; what there is to keep; where to begin, and how strong.
+    """
 
     blocks: tuple[Block, ...]
-    sentences: tuple[str, str, str]  # where features collapse; what there is to keep; where to begin, and how strong
+    sentences: tuple[str, str, str]
 
 
 def doctor(outputs: Mapping[str, Float[ArrayLike, "n ..."]], labels: Int[ArrayLike, " n"], num_classes: int) -> Checkup:
-    """The `Checkup` of blocks' outputs `(n, *positions, d)` by name, for n images with labels.
+    """Say of a network's blocks, from their outputs for n images with labels, where features collapse.
 
     The probe is ridge regression on standardized features: fitted on half of the images, its strength chosen on a
     quarter, and its accuracy that on the last quarter. Images are divided in the order in which they come, so shuffle
     them. Everything else is of all images. The limits from which on something is said are this module's constants.
+
+    Args:
+      outputs: of each block by its name, `(n, *positions, d)`.
+      labels: class indices, `(n,)`.
+      num_classes: how many classes there are.
+
+    Returns:
+      A `Checkup`.
 
     Raises:
       ValueError: for no outputs, fewer than 8 images, and for labels that are out of range or all the same.

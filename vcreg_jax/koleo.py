@@ -38,15 +38,21 @@ class KoLeo:
     https://github.com/facebookresearch/dinov2/blob/05c66df0cfa837710197d4769158c87e36afad2c/dinov2/loss/koleo_loss.py
     There eps is added to every difference as well.
 
+    Args:
+      weight: at least 0; a number or a traced scalar.
+      eps: added to distances under the logarithm, above 0.
+      scope: among whose rows neighbours are looked for, as for `VCReg`.
+      axis_name: over whose devices the batch is split, as for `VCReg`.
+
     Raises:
       ValueError: for a negative weight, `eps` not above 0, an unknown `scope`; and when called on integers, on fewer
         than two axes, or on what `scope` does not divide.
     """
 
-    weight: float | Array = 0.1  # may be traced
+    weight: float | Array = 0.1
     eps: float = 1e-8
-    scope: Literal["global"] | int = "global"  # among whose rows, as for VCReg
-    axis_name: str | tuple[str, ...] | None = None  # over whose devices the batch is split, as for VCReg
+    scope: Literal["global"] | int = "global"
+    axis_name: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         of_batch.check("KoLeo", self.scope, self.axis_name, weight=self.weight)

@@ -56,11 +56,19 @@ def on_axis(reg: Regularizer, axis: int) -> Regularizer:
 
 
 def over_time(reg: Regularizer, statistics: Literal["pooled", "per_step"], axis: int = 1) -> Regularizer:
-    """`reg` for features with a time, `(batch, time, d)`: statistics of all steps together, or of every step alone.
+    """Return `reg` for features with a time, `(batch, time, d)`, with statistics of all steps together or of each.
 
     "pooled" is `reg` itself, since every leading axis counts as samples. "per_step" has the mean over the steps along
     `axis` of the penalty of each step's samples: with a `SIGReg` every step is to be normal, as in LeWorldModel, and a
     feature that varies over time alone counts as collapsed. It costs one all-reduce still, with all steps' statistics.
+
+    Args:
+      reg: a regularizer with a `gradient`, or `identity`.
+      statistics: "pooled" or "per_step", as above.
+      axis: of time.
+
+    Returns:
+      A regularizer.
 
     Raises:
       ValueError: for other statistics, a `reg` that is neither a regularizer with a `gradient` nor `identity`; and when

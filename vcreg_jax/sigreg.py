@@ -42,20 +42,31 @@ class SIGReg:
     Algorithm 1 there has 256 directions and 17 knots from -5 to 5: `SIGReg(t_max=5.0, knots=9)`. The defaults are those
     of the official code, https://github.com/rbalestr-lab/lejepa/blob/2f2d9704bf9326ae3f36c8c50cfde257b61458e8/MINIMAL.md
 
+    Args:
+      weight: at least 0; a number or a traced scalar.
+      slices: how many directions.
+      knots: how many points from 0 to `t_max`.
+      t_max: where the integral ends, above 0.
+      scale: "statistic" or "distance", as above.
+      scope: whose statistics, as for `VCReg`.
+      axis_name: over whose devices the batch is split, as for `VCReg`.
+      seed: of the directions.
+      step: of the directions; an integer or a traced one.
+
     Raises:
       ValueError: for a negative weight, fewer than one direction or two knots, `t_max` not above 0, an unknown `scale`
         or `scope`; and when called on integers, on fewer than two axes, or on what `scope` does not divide.
     """
 
-    weight: float | Array = 0.02  # may be traced
-    slices: int = 256  # directions
-    knots: int = 17  # from 0 to t_max
+    weight: float | Array = 0.02
+    slices: int = 256
+    knots: int = 17
     t_max: float = 3.0
     scale: Literal["statistic", "distance"] = "statistic"
-    scope: Literal["global"] | int = "global"  # whose statistics, as for VCReg
-    axis_name: str | tuple[str, ...] | None = None  # over whose devices the batch is split, as for VCReg
+    scope: Literal["global"] | int = "global"
+    axis_name: str | tuple[str, ...] | None = None
     seed: int = 0
-    step: int | Int[Array, ""] = 0  # may be traced
+    step: int | Int[Array, ""] = 0
 
     def __post_init__(self) -> None:
         of_batch.check("SIGReg", self.scope, self.axis_name, weight=self.weight)

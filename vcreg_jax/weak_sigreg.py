@@ -34,17 +34,25 @@ class WeakSIGReg:
     Source: Akbar, "Weak-SIGReg" (arXiv 2603.05924), Figure 3, which is the code; the paper has no equation of it.
     `sketch` and `weight` are those of its Appendix A.1. There `n - 1 + 1e-6` stands for n - 1.
 
+    Args:
+      weight: at least 0; a number or a traced scalar.
+      sketch: k, how many directions the covariance is sketched to.
+      scope: whose statistics, as for `VCReg`.
+      axis_name: over whose devices the batch is split, as for `VCReg`.
+      seed: of the directions.
+      step: of the directions; an integer or a traced one.
+
     Raises:
       ValueError: for a negative weight, a sketch of less than one direction, an unknown `scope`; and when called on
         integers, on fewer than two axes, or on what `scope` does not divide.
     """
 
-    weight: float | Array = 0.1  # may be traced
+    weight: float | Array = 0.1
     sketch: int = 64
-    scope: Literal["global"] | int = "global"  # whose statistics, as for VCReg
-    axis_name: str | tuple[str, ...] | None = None  # over whose devices the batch is split, as for VCReg
+    scope: Literal["global"] | int = "global"
+    axis_name: str | tuple[str, ...] | None = None
     seed: int = 0
-    step: int | Int[Array, ""] = 0  # may be traced
+    step: int | Int[Array, ""] = 0
 
     def __post_init__(self) -> None:
         of_batch.check("WeakSIGReg", self.scope, self.axis_name, weight=self.weight)
