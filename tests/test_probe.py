@@ -308,3 +308,13 @@ def test_unknown_metric_is_named():
     split = Split(*clusters(200))
     with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="top5"):
         probe.select_and_test(split, split, split, CLASSES, metric="top5")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_split_may_be_a_pair_and_anything_else_is_named():
+    x, y = np.random.default_rng(0).normal(size=(62, 4)).astype(np.float32), np.arange(62) % 2
+    pair, split = ((x, y),) * 3, (probe.Split(x, y),) * 3
+    assert probe.select_and_test(*pair, 2, [1.0]).test_accuracy == probe.select_and_test(*split, 2, [1.0]).test_accuracy
+    with pytest.raises(ValueError, match=r"train must be Split\(features, labels\), got an array of shape \(62, 4\)"):
+        inspect.unwrap(probe.select_and_test)(x, x, x, 2, [1.0])
+    with pytest.raises(ValueError, match="val must be Split"):
+        inspect.unwrap(probe.select)(probe.Split(x, y), {"features": x}, 2, [1.0])

@@ -1,5 +1,6 @@
 """Nearest neighbours and ridge regression against scikit-learn's."""
 
+import inspect
 import json
 from dataclasses import replace
 from typing import Any
@@ -84,3 +85,22 @@ def test_training_watches_validation_features_with_both(tmp_path):
     weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / 0.07)
     votes = np.stack([(weights * (y[nearest] == label)).sum(axis=1) for label in (0, 1)], axis=1)
     np.testing.assert_allclose(logged["knn_accuracy"], (votes.argmax(axis=1) == labels).mean(), atol=2 / len(rows))
+
+
+@pytest.mark.parametrize(
+    "probe", [lambda *a: inspect.unwrap(quick.knn)(*a, 2), lambda *a: inspect.unwrap(quick.ridge)(*a, 2, [1.0])]
+)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.zeros(5, int)}, r"got \(40, 3\), \(5,\) and \(7, 3\)"),
+        ({"features": np.zeros((7, 4))}, r"got \(40, 3\), \(40,\) and \(7, 4\)"),
+        ({"train": np.zeros((40, 2, 2))}, r"got \(40, 2, 2\)"),
+        ({"labels": np.full(40, 2)}, r"must lie in 0..1, got 2..2"),
+        ({"labels": np.zeros(40)}, "must be integers in 0..1, got float"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_in_one_line(more, changes, message):
+    given = {"train": np.ones((40, 3)), "labels": np.arange(40) % 2, "features": np.ones((7, 3))} | changes
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(more[0])(*given.values(), *more[1:])

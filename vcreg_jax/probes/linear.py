@@ -199,8 +199,8 @@ def predict(fit: Fit, features: Float[ArrayLike, "n d"]) -> Int[Array, "s n"]:
 
 
 def select(
-    train: Split,
-    val: Split,
+    train: Split | tuple[Any, ...],
+    val: Split | tuple[Any, ...],
     num_classes: int,
     l2: Float[ArrayLike, " s"] | Sequence[float] = L2_GRID,
     *,
@@ -230,9 +230,9 @@ def select(
 
 
 def select_and_test(
-    train: Split,
-    val: Split,
-    test: Split,
+    train: Split | tuple[Any, ...],
+    val: Split | tuple[Any, ...],
+    test: Split | tuple[Any, ...],
     num_classes: int,
     l2: Float[ArrayLike, " s"] | Sequence[float] = L2_GRID,
     *,
@@ -307,13 +307,22 @@ def _select(
     return Selection(float(l2[accuracy == accuracy.max()].max()), accuracy, found)
 
 
-def _check_splits(named: dict[str, Split], num_classes: int, metric: str) -> dict[str, _Rows]:
+def _check_splits(named: dict[str, Any], num_classes: int, metric: str) -> dict[str, _Rows]:
     if metric not in ("top1", "mean_per_class"):
         raise ValueError(f"metric must be 'top1' or 'mean_per_class', got {metric!r}.")
-    rows = {name: _check(name, *split, num_classes) for name, split in named.items()}
+    rows = {name: _check(name, *_split_of(name, split), num_classes) for name, split in named.items()}
     if len(widths := {split.features.shape[1] for split in rows.values()}) > 1:
         raise ValueError(f"splits must have the same number of features, got {sorted(widths)}. Use one backbone.")
     return rows
+
+
+def _split_of(name: str, split: Any) -> Split:
+    """The split, which may also be a plain (features, labels) or (features, labels, mask)."""
+    if isinstance(split, tuple | list) and len(split) in (2, 3):
+        return Split(*split)
+    shape = getattr(split, "shape", None)
+    got = f"a {type(split).__name__}" if shape is None else f"an array of shape {shape}"
+    raise ValueError(f"{name} must be Split(features, labels), got {got}.")
 
 
 def _check(name: str, features, labels, mask, num_classes: int) -> _Rows:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
@@ -21,7 +22,6 @@ from vcreg_jax.statistics import less, mean_of
 ROWS = 1024  # that are compared with all training rows at a time
 
 
-@functools.partial(jax.jit, static_argnames=("num_classes", "neighbours"))
 def knn(
     train: Float[ArrayLike, "n d"],
     labels: Int[ArrayLike, " n"],
@@ -44,15 +44,24 @@ def knn(
       Class indices `(m,)`.
 
     Raises:
-      ValueError: for fewer than one neighbour, or more than there are training rows.
+      ValueError: for arrays whose shapes do not fit, labels out of range, fewer than one neighbour, or more than there
+        are training rows.
 
     Reference:
       Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv 1805.01978), section
       3.4, with 20 neighbours as in DINO (arXiv 2104.14294).
     """
-    train, labels, features = _unit(train), jnp.asarray(labels), _unit(features)
+    train, labels, features = _check(train, labels, features, num_classes)
     if not 1 <= neighbours <= len(train):
         raise ValueError(f"neighbours must lie in 1..{len(train)}, the training rows, got {neighbours}.")
+    return _vote(train, labels, features, temperature, num_classes, neighbours)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _vote(
+    train: Array, labels: Array, features: Array, temperature: ArrayLike, num_classes: int, neighbours: int
+) -> Array:
+    train, features = _unit(train), _unit(features)
 
     def vote(row: Array) -> Array:
         cosines, nearest = lax.top_k(dot("nd,d->n", train, row), neighbours)
@@ -62,7 +71,6 @@ def knn(
     return lax.map(vote, features, batch_size=ROWS)
 
 
-@functools.partial(jax.jit, static_argnames="num_classes")
 def ridge(
     train: Float[ArrayLike, "n d"],
     labels: Int[ArrayLike, " n"],
@@ -85,7 +93,15 @@ def ridge(
 
     Returns:
       Class indices `(s, m)`.
+
+    Raises:
+      ValueError: for arrays whose shapes do not fit, and labels out of range.
     """
+    return _least_squares(*_check(train, labels, features, num_classes), jnp.asarray(l2), num_classes)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _least_squares(train: Array, labels: Array, features: Array, l2: Array, num_classes: int) -> Array:
     x, rows = _wide(train), _wide(features)
     onehot = jax.nn.one_hot(jnp.asarray(labels), num_classes, dtype=x.dtype)
     mean, share = mean_of(x), onehot.mean(axis=0, keepdims=True)
@@ -103,6 +119,24 @@ def ridge(
         return (dot("mj,jk->mk", left * inverse[None], right) + share).argmax(axis=-1)
 
     return lax.map(predict, strengths)
+
+
+def _check(train: ArrayLike, labels: ArrayLike, features: ArrayLike, num_classes: int) -> tuple[Array, Array, Array]:
+    train, labels, features = jnp.asarray(train), jnp.asarray(labels), jnp.asarray(features)
+    widths = train.ndim == features.ndim == 2 and train.shape[1] == features.shape[1] > 0
+    if not widths or labels.shape != train.shape[:1] or not len(train):
+        raise ValueError(
+            "Needed: training rows (n, d), their labels (n,) and rows to predict (m, d), got "
+            f"{train.shape}, {labels.shape} and {features.shape}."
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be integers in 0..{num_classes - 1}, got {labels.dtype}.")
+    if not isinstance(labels, Tracer) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}. Renumber them, or "
+            "set num_classes."
+        )
+    return train, labels, features
 
 
 def _wide(rows: ArrayLike) -> Array:
