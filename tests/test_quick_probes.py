@@ -87,9 +87,7 @@ def test_training_watches_validation_features_with_both(tmp_path):
     np.testing.assert_allclose(logged["knn_accuracy"], (votes.argmax(axis=1) == labels).mean(), atol=2 / len(rows))
 
 
-@pytest.mark.parametrize(
-    "probe", [lambda *a: inspect.unwrap(quick.knn)(*a, 2), lambda *a: inspect.unwrap(quick.ridge)(*a, 2, [1.0])]
-)
+@pytest.mark.parametrize("more", [(quick.knn, 2), (quick.ridge, 2, [1.0])])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
