@@ -16,7 +16,7 @@ from train.config import Candidate
 from train.experiments import analyse
 from train.experiments.grid import Strengths
 from train.experiments.two_moons import Method, TwoMoons
-from train.reports import analysis_page, axis_labels, figure1, grid_table, report_page, tables
+from train.reports import analysis_page, axis_labels, checkup_page, figure1, grid_table, report_page, tables
 from vcreg_jax import Sites, VCReg
 
 BAD = "<img src=x onerror=alert(1)>"
@@ -94,7 +94,19 @@ def moons(folder, name=BAD):
     return (figure1.run(config, name) / "report.html").read_text()
 
 
-PAGES = {"report": run, "analysis": analysis, "table": table, "grid": grid, "moons": moons}
+def checkup(folder, name=BAD):
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    outputs = {
+        f"{name if i == 0 else 'blocks'}/{i}": rng.normal(size=(400, 8)) + i * np.eye(4)[labels] @ np.eye(4, 8)
+        for i in range(6)
+    }
+    config = {"model": name, "data": name, "split": "test", "label": name, "images": 400, "classes": 4}
+    made = {"hardware": name, "commit": name, "versions": {name: name}, "command": name, "config": config}
+    return checkup_page.text(vc.doctor(outputs, labels, 4), made)
+
+
+PAGES = {"report": run, "analysis": analysis, "table": table, "grid": grid, "moons": moons, "checkup": checkup}
 
 
 @pytest.fixture(scope="module", params=PAGES)
