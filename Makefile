@@ -6,13 +6,18 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 # The versions tested together: Python 3.11 has no jax after 0.10.2, later ones get the newest.
 CONSTRAINTS ?= $(if $(filter 3.11,$(VERSION)),constraints.txt,constraints-newest.txt)
 
-.PHONY: run test check docs pages mine faults clean
+.PHONY: run test quick check docs pages mine faults clean
 
 run: .venv/train.installed
 	$(BIN)/python -m train run digits $(ARGS)
 
 test: check
 	$(BIN)/python -m pytest
+
+# For the inner loop: the op, the step, and the tests named as the files that changed since the last commit.
+CHANGED = $(shell git diff --name-only HEAD | sed -n 's|.*/\([a-z0-9_]*\)\.py$$|\1|p' | sed 's|^test_||' | sort -u)
+quick: .venv/test.installed
+	$(BIN)/python -m pytest -q tests/test_regularizers.py tests/test_step.py $(wildcard $(CHANGED:%=tests/test_%.py))
 
 check: .venv/test.installed
 	$(BIN)/ruff check .
