@@ -1,6 +1,7 @@
 import gc
 import itertools
 import json
+import logging
 import os
 import resource
 import shutil
@@ -18,6 +19,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.config import CheckpointConfig
+from train.run import orbax_tracebacks
 from train.run.checkpoint_format import CheckpointCorruptError, read_arrays
 from train.run.checkpoints import Checkpoints
 
@@ -247,3 +249,18 @@ def test_a_process_killed_while_it_saves_leaves_whole_checkpoints_only(tmp_path)
         assert restored.step >= 3 and restored.warnings == []
         assert _bits(restored.state) == _bits(jax.random.bits(jax.random.key(restored.step), (700, 700)))
         assert checkpoints.save(restored.step + 1, like, {}, wait=True) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "is_news"),
+    [
+        ("asyncio", "Future exception was never retrieved: DATA_LOSS: Error reading in OCDBT database", False),
+        ("asyncio", "Task exception was never retrieved: /site-packages/orbax/checkpoint", False),
+        ("asyncio", "Future exception was never retrieved: of something else", True),
+        ("absl", "Error of something else", True),
+    ],
+)
+def test_of_what_threads_tell_only_orbaxs_errors_are_dropped(name, message, is_news, caplog):
+    orbax_tracebacks.drop()
+    logging.getLogger(name).error(message)
+    assert [record.getMessage() for record in caplog.records] == [message] * is_news

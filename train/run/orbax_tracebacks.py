@@ -3,6 +3,7 @@ tracebacks where a disk is full. `Checkpoints` makes one line of the error; thes
 
 import functools
 import logging
+import re
 import sys
 import threading
 import traceback
@@ -22,7 +23,8 @@ def drop() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    told = record.name == "asyncio" and "orbax" in record.getMessage()  # of an error without a traceback
+    # Of an error without a traceback the text tells: OCDBT is TensorStore's format.
+    told = record.name == "asyncio" and re.search("orbax|OCDBT|tensorstore", record.getMessage()) is not None
     return not (told or _is_orbax(error) or (record.levelno >= logging.ERROR and _of_orbax(record.pathname)))
 
 
