@@ -116,7 +116,7 @@ def test_a_constant_that_differs_is_found(monkeypatch, changed, compare, failing
         "start": (config.Cosine, "warmup_start"),
     }
     kind, field = fields[name]
-    theirs = {function: getattr(torch_side, function) for function in ("updated", "rates")}
+    theirs = {function: getattr(torch_side, function) for function in ("update", "rates")}
 
     def altered(given):
         given = dataclasses.replace(given, rule=altered(given.rule)) if hasattr(given, "rule") else given

@@ -155,7 +155,7 @@ def test_presets_have_the_sizes_and_metrics_of_the_published_protocol(monkeypatc
 
     class Given:
         def __init__(self, count, classes):
-            self.targets = np.arange(count) % classes
+            self.targets, self.num_classes = np.arange(count) % classes, classes
 
         def __len__(self):
             return len(self.targets)
