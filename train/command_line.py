@@ -33,7 +33,8 @@ def override(config: Given, arguments: Sequence[str], program: str) -> Given:
     """`config` with `--a.b value` in place of the field `b` of its field `a`; raises as `parse`."""
     weights = tyro.constructors.ConstructorRegistry()
     weights.primitive_rule(_number_or_traced_number)
-    # Fixed: places where no regularizer is, for which no text could stand. A choice of types is the config file's.
+    # A site without a regularizer holds a function, which cannot be typed, so it is hidden. Nor can an option exchange
+    # one type for another, such as AdamW for SGD: that is for the config file.
     options = (tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands)
     with weights:
         return _read(functools.partial(tyro.cli, type(config), default=config, prog=program, config=options), arguments)
@@ -61,7 +62,7 @@ def _read(cli: Callable[..., Any], arguments: Sequence[str]) -> Any:
 
 
 def _one_line(framed: str) -> str:
-    """What stands in a frame, whose lines are no ASCII, without its title."""
+    """Return the text of tyro's framed error message, without the frame and its title."""
     _title, *lines = framed.splitlines()
     return " ".join(" ".join(re.sub(r"[^\x20-\x7e]", " ", line) for line in lines).split())
 

@@ -121,8 +121,10 @@ def check_same(describe: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def claim_on_all(folder: Path, config: Any, checked: Callable[[], Any]) -> Iterator[None]:
-    """Keeps the folder to this run, once `checked` has found the config in order and the same on all hosts; raises as
-    `check_same`."""
+    """Keep the folder to this run while the block lasts.
+
+    First `checked` must find the config in order, and the same on all hosts. Raises as `check_same`.
+    """
     found = check_same(checked)
     with contextlib.ExitStack() as ours:
         check_same(lambda: ours.enter_context(claim(folder, config, found["data"])))
