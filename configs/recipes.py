@@ -248,10 +248,12 @@ def _of_two_views(
     batch, epoch = 4096, 313
     return TrainConfig(
         data=replace(IMAGENET, augment=view, second_view=view, mean=mean, std=std),
-        model=ModelConfig("resnet50"),  # norms and losses take the global batch's statistics
+        # Norms and losses take the global batch's statistics. The methods' code starts each block as its shortcut.
+        model=ModelConfig("resnet50", zero_init_residual=True),
+        # barlowtwins/main.py: decay of weights alone, biases and norms at 0.0048 times batch / 256, an end of 0.1 %.
         optimizer=OptimizerConfig(
-            LARS(weight_decay=1e-6),  # barlowtwins/main.py; biases and norms exempt
-            Cosine(base_rate * batch / 256, warmup_steps=5 * epoch),
+            LARS(weight_decay=1e-6, bias_rate=0.0048 / base_rate),
+            Cosine(base_rate * batch / 256, warmup_steps=5 * epoch, end=1e-3),
         ),
         steps=100 * epoch,
         batch_size=batch,

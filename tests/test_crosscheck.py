@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
     [
         (parts.regularizer, 4),
         (parts.label_smoothing, 2),
-        (parts.schedules, 3),
-        (parts.optimizers, 4),
+        (parts.schedules, 4),
+        (parts.optimizers, 5),
         (parts.moving_average, 1),
         (lambda: networks.one_step(VIT, "float64"), 4),
         (lambda: networks.training(VIT, "float64"), 1),

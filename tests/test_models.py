@@ -186,6 +186,37 @@ def test_initial_weights_are_distributed_as_in_pytorch(theirs, ours, naming, dra
         np.testing.assert_allclose(mine[name][2], size, rtol=0.03, err_msg=f"mean size of {name}")
 
 
+@pytest.mark.parametrize("block", [tv.resnet.BasicBlock, tv.resnet.Bottleneck])
+def test_blocks_start_as_their_shortcuts_where_torchvisions_do(block):
+    torch.manual_seed(0)
+    theirs = tv.ResNet(block, [2, 1, 1, 1], zero_init_residual=True)
+    ours = ResNet((2, 1, 1, 1), block is tv.resnet.Bottleneck, zero_init_residual=True, rngs=nnx.Rngs(0))
+    mine, reference = torch_weights.export(ours), theirs.state_dict()
+    zero = {name for name, value in reference.items() if not value.any()}
+    assert {name for name, value in mine.items() if not np.any(value)} == zero & mine.keys()
+    assert f"layer1.1.bn{len(list(theirs.layer1[1].children())) // 2}.weight" in zero
+
+    torch_weights.load(ours, reference)
+    images = np.random.default_rng(0).normal(size=(3, 33, 33, 3)).astype(np.float32)
+    for train in (False, True):
+        expected = theirs.train(train)(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).detach().numpy()
+        logits, _ = ours(jnp.asarray(images), train=train)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_so_do_those_of_cifar_resnets_and_convnexts_have_no_such_option():
+    sites, block, *_ = recording()
+    model = vc.models.create("resnet20", num_classes=10, sites=sites, zero_init_residual=True, rngs=nnx.Rngs(0))
+    model(jax.random.normal(jax.random.key(0), (2, 32, 32, 3)))
+    for before, after in itertools.pairwise(np.asarray(h) for h in block.seen):
+        halves = before.shape != after.shape  # option A: every second pixel, between zero channels
+        pad = before.shape[-1] // 2
+        expected = np.pad(before[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (pad, pad))) if halves else before
+        np.testing.assert_array_equal(after, expected)  # which has passed a relu
+    with pytest.raises(ValueError, match="convnext_atto has no option 'zero_init_residual'"):
+        abstract("convnext_atto", zero_init_residual=True)
+
+
 def test_stochastic_depth_drops_whole_branches_of_single_images_at_linear_rates():
     sites, block, *_ = recording()
     n, depth = 3000, 5

@@ -63,3 +63,23 @@ def test_the_step_minimises_the_views_loss_with_the_regularizer_in_the_backbone(
     for name, tree in (("params", jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)), ("batch_stats", moved)):
         for ours, expected in zip(jax.tree.leaves(after[name]), jax.tree.leaves(tree), strict=True):
             np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_halved_weights_make_views_that_go_one_by_one_count_their_mean():
+    config = JointEmbedding(NTXent(0.5), (6, 4), views_together=False)
+    batch = two_views(8)
+    _, (params, stats), after, _ = one_step(config, batch)  # with VCReg(0.5, 0.5) at the features
+    plain, _ = structure(Architecture(ModelConfig("convnext_digits"), 2, (8, 8, 1), vc.Sites(), config))
+    whole = vc.VCReg(1.0, 1.0)
+
+    @jax.jit
+    def written_out(params):
+        model = nnx.merge(plain, params, stats)
+        views = [jnp.asarray(NORMALIZE(batch[name])) for name in ("image", "second_image")]
+        (first, one), (second, other) = (model(view, train=True) for view in views)
+        return config.loss(first, second) + (whole.penalty(one) + whole.penalty(other)) / 2
+
+    gradient = jax.grad(written_out)(params)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+    for ours, wanted in zip(jax.tree.leaves(after["params"]), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5)

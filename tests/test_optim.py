@@ -8,7 +8,7 @@ import torch
 from flax import nnx
 
 import vcreg_jax as vc
-from train.config import AdamW, Cosine, OptimizerConfig, StepDecay
+from train.config import LARS, AdamW, Cosine, OptimizerConfig, StepDecay
 from train.trainer.optim import learning_rate, make_optimizer, normalization_parameters
 
 CONFIG = OptimizerConfig(AdamW(weight_decay=0.05), Cosine(1e-2, warmup_steps=5))
@@ -46,6 +46,21 @@ def test_a_recipe_that_steps_once_per_epoch_holds_its_rate_throughout_the_epoch(
     for epoch, rate in rates.items():
         for step in (epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1):
             np.testing.assert_allclose(schedule(step), rate, rtol=1e-6)
+
+
+def barlow_twins_rate(step, steps, warmup, peak):
+    """`adjust_learning_rate` of facebookresearch/barlowtwins, main.py."""
+    if step < warmup:
+        return peak * step / warmup
+    q = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    return peak * q + peak * 0.001 * (1 - q)
+
+
+def test_a_schedule_with_an_end_is_that_of_barlow_twins():
+    schedule = learning_rate(Cosine(4.8, warmup_steps=5, end=1e-3), 40)
+    expected = [barlow_twins_rate(step, 40, 5, 4.8) for step in range(41)]
+    np.testing.assert_allclose([schedule(step) for step in range(41)], expected, rtol=2e-6)
+    assert expected[-1] == pytest.approx(0.0048)
 
 
 def test_schedules_that_cannot_be_are_refused():
@@ -101,6 +116,32 @@ def test_twenty_steps_equal_torchs_adamw_with_the_same_two_groups(x64):
     # The schedule counts in float32, whence 1e-7.
     np.testing.assert_allclose(ours["linear"]["kernel"], kernel.detach().numpy(), rtol=1e-6)
     np.testing.assert_allclose(ours["norm"]["scale"], scale.detach().numpy(), rtol=1e-6)
+
+
+def test_lars_with_slower_biases_is_that_of_barlow_twins(x64):
+    """Against `LARS.step` and `adjust_learning_rate` of its main.py, with its two groups, written out in NumPy."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv": (3, 3, 2, 4), "kernel": (3, 4), "zero": (2, 2), "scale": (4,), "bias": (4,)}
+    params = {name: rng.normal(size=shape) * (name != "zero") for name, shape in shapes.items()}
+    gradients = [{name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in range(20)]
+    rule = LARS(weight_decay=0.1, trust_coefficient=0.02, bias_rate=0.0048 / 0.2)
+    optimizer = make_optimizer(OptimizerConfig(rule, Cosine(3.2, 5, end=1e-3)), 20, frozenset())
+    ours = jax.tree.map(jnp.asarray, params)
+    state = optimizer.init(ours)
+    moments = {name: np.zeros(shape) for name, shape in shapes.items()}
+    for step, gradient in enumerate(gradients):
+        updates, state = optimizer.update(jax.tree.map(jnp.asarray, gradient), state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+        for name, p in params.items():
+            update, peak = gradient[name], 0.0048 * 16  # of a batch of 4,096
+            if p.ndim > 1:
+                update, peak = update + 0.1 * p, 0.2 * 16
+                norms = np.linalg.norm(p), np.linalg.norm(update)
+                update = update * (0.02 * norms[0] / norms[1] if min(norms) > 0 else 1.0)
+            moments[name] = 0.9 * moments[name] + update
+            params[name] = p - barlow_twins_rate(step, 20, 5, peak) * moments[name]
+    for name, expected in params.items():
+        np.testing.assert_allclose(ours[name], expected, rtol=1e-5, atol=1e-7, err_msg=name)  # rates are float32
 
 
 def test_equal_arguments_give_the_same_optimizer_so_that_programs_are_compiled_once():

@@ -26,6 +26,8 @@ REFUSED = {
     "AdamW.weight_decay": lambda: AdamW(-0.05),
     "AdamW.b1": lambda: AdamW(0.05, b1=1.0),
     "SGD.momentum": lambda: SGD(0.0, 1.5),
+    "Cosine.end": lambda: Cosine(1e-3, 0, end=1.5),
+    "LARS.bias_rate": lambda: LARS(0.0, bias_rate=0.0),
     "LARS.trust_coefficient": lambda: LARS(0.0, trust_coefficient=-1.0),
     "EMAConfig.every_steps": lambda: EMAConfig(0.9, 10, 0),
     "MeshConfig.fsdp": lambda: MeshConfig(fsdp=0),

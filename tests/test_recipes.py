@@ -106,6 +106,31 @@ def test_superclasses():
     assert train.model.name == "convnext_atto" and train.optimizer.rule.weight_decay == 0.05
 
 
+@pytest.mark.parametrize(("recipe", "base_rate"), [(recipes.simclr, 0.3), (recipes.vicreg, 0.2)])
+def test_two_views(recipe, base_rate):
+    """Appendix C.4, and for the rest the main.py of Barlow Twins, with its rates at a batch of 4,096."""
+    train = recipe()
+    assert (train.steps, train.batch_size) == (31_300, 4096)
+    peak = base_rate * 16
+    np.testing.assert_allclose(rates(train, 313, (0, 1, 5, 100)), [0, peak / 5, peak, peak / 1000], rtol=1e-6)
+    optimizer = make_optimizer(train.optimizer, train.steps, frozenset())
+    params = {"kernel": np.full((2, 2), 2.0, np.float32), "bias": np.ones(2, np.float32)}
+    warm = jax.tree.map(lambda leaf: np.int32(5 * 313) if np.ndim(leaf) == 0 else leaf, optimizer.init(params))
+    updates, _ = optimizer.update(jax.tree.map(np.ones_like, params), warm, params)
+    np.testing.assert_allclose(updates["bias"], -0.0048 * 16, rtol=1e-5)
+    np.testing.assert_allclose(updates["kernel"], -peak * 1e-3 * 2, rtol=1e-5)  # both norms are of equal entries
+    assert train.optimizer.rule.weight_decay == 1e-6
+
+    architecture = Architecture(train.model, 1000, (224, 224, 3), Sites(), train.joint_embedding)
+    model = nnx.eval_shape(lambda: architecture.create(0))
+    assert [layer.kernel.shape for layer in model.projector.layers] == [
+        (2048, train.joint_embedding.projector[0]),
+        train.joint_embedding.projector,
+    ]
+    assert train.joint_embedding.projector == ((2048, 256) if recipe is recipes.simclr else (8192, 8192))
+    assert train.model.zero_init_residual
+
+
 def test_the_sweep_is_the_papers_grid():
     arms = recipes.sweep()
     assert arms.pop("baseline") == Sites()

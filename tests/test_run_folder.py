@@ -12,6 +12,7 @@ import pytest
 import vcreg_jax as vc
 from configs import digits
 from train.config import Experiment, MeshConfig
+from train.files import json_files
 from train.run import resume
 from train.run.folder import claim
 from train.run.log import MetricsFile
@@ -66,6 +67,24 @@ def test_a_run_may_move_to_another_mesh_and_disk_but_not_change_its_batch_or_opt
     for changes, told in (({"batch_size": 64}, "train.batch_size: 128 there, 64 here"), ({"steps": 7}, "train.steps")):
         with pytest.raises(ValueError, match=told):
             _claimed(tmp_path, replace(config, train=replace(config.train, **changes)))
+
+
+def test_folders_of_versions_that_lacked_a_field_go_on_unless_it_is_used(tmp_path, config):
+    train = replace(config.train, data=replace(config.train.data, directory=str(tmp_path / "data")))
+    run = loop.prepare(train, vc.Sites())
+    now = resume.description(train, vc.Sites(), 0, run.mesh, run.data)
+    _claimed(tmp_path, replace(config, train=train))
+    older, saved = json_files.read(tmp_path / "config.json"), json.loads(json.dumps(now))
+    for described in (older, saved):
+        del described["train"]["model"]["zero_init_residual"], described["train"]["optimizer"]["schedule"]["end"]
+    json_files.write(tmp_path / "config.json", older)
+    assert resume.check(5, saved, now) == []
+    used = replace(train, model=replace(train.model, zero_init_residual=True))
+    with pytest.raises(ValueError, match="train.model.zero_init_residual: None there, True here"):
+        _claimed(tmp_path, replace(config, train=used))
+    with pytest.raises(ValueError, match="train.model.zero_init_residual: None there, True here"):
+        resume.check(5, saved, resume.description(used, vc.Sites(), 0, run.mesh, run.data))
+    assert _claimed(tmp_path, replace(config, train=train))["train"]["optimizer"]["schedule"]["end"] == 0.0
 
 
 @pytest.mark.parametrize("arm", ["VCReg", "alpha=0.64 beta=0.08"])  # as `recipes.sweep` names them

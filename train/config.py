@@ -1,4 +1,8 @@
-"""The types of which experiments are made: every field has its unit, and its only default, here."""
+"""The types of which experiments are made: every field has its unit, and its only default, here.
+
+A field that is added later gets an empty default (None, 0, False, ""), which keeps what was before. So run folders of
+earlier versions go on: `train.run.folder.differences`.
+"""
 
 import math
 from collections.abc import Mapping
@@ -75,6 +79,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     stochastic_depth: float = 0.0  # drop rate of the last block, linear from 0 at the first
     norm_scope: Literal["global"] | int = "global"  # whose statistics batch norms take, the batch's or k groups'
+    zero_init_residual: bool = False  # each block of a ResNet starts as its shortcut: the scale of its last norm is 0
 
     def __post_init__(self):
         _check(self, stochastic_depth=_SHARE)
@@ -82,17 +87,17 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear from `warmup_start` times the peak over the warm-up, then half a cosine down to 0 at the last step."""
+    """Linear from `warmup_start` times the peak over the warm-up, then half a cosine down to `end` times the peak."""
 
     peak_learning_rate: float
     warmup_steps: int
     warmup_start: float = 0.0  # share of the peak at step 0
     hold_steps: int = 1  # between changes of the rate: an epoch's where a recipe changes it once per epoch
+    end: float = 0.0  # share of the peak at the last step
 
     def __post_init__(self):
-        _check(
-            self, peak_learning_rate=_NOT_NEGATIVE, warmup_steps=(0, math.inf), warmup_start=_SHARE, hold_steps=_COUNT
-        )
+        _check(self, peak_learning_rate=_NOT_NEGATIVE, warmup_steps=(0, math.inf), warmup_start=_SHARE)
+        _check(self, hold_steps=_COUNT, end=_SHARE)
 
 
 @dataclass(frozen=True)
@@ -138,9 +143,10 @@ class LARS:
     weight_decay: float
     momentum: float = 0.9
     trust_coefficient: float = 1e-3
+    bias_rate: float | None = None  # of biases and norms, as a share of the learning rate; None: the same rate
 
     def __post_init__(self):
-        _check(self, weight_decay=_NOT_NEGATIVE, momentum=_SHARE, trust_coefficient=_POSITIVE)
+        _check(self, weight_decay=_NOT_NEGATIVE, momentum=_SHARE, trust_coefficient=_POSITIVE, bias_rate=_POSITIVE)
 
 
 @dataclass(frozen=True)

@@ -122,11 +122,12 @@ def is_weight(field: Field) -> bool:
 
 
 def differences(saved: Any, wanted: Any, path: Field = ()) -> dict[Field, str]:
-    """Where two descriptions differ: by field, how."""
+    """Where two descriptions differ: by field, how. What an earlier version has not saved is empty, as it was then."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
         found = {}
         for key in sorted(saved.keys() | wanted.keys()):
-            found |= differences(saved.get(key), wanted.get(key), (*path, key))
+            if key in saved or wanted[key]:
+                found |= differences(saved.get(key), wanted.get(key), (*path, key))
         return found
     return {} if saved == wanted else {path: f"{'.'.join(path)}: {saved!r} there, {wanted!r} here"}
 

@@ -32,6 +32,7 @@ class Architecture:
     def create(self, seed: Any) -> nnx.Module:
         """The network, freshly initialised."""
         norms = {} if self.config.norm_scope == "global" else {"norm_scope": self.config.norm_scope}
+        starts = {"zero_init_residual": True} if self.config.zero_init_residual else {}  # an option of ResNets alone
         rngs, dtype = nnx.Rngs(params=jax.random.key(seed)), jnp.dtype(self.config.dtype)
         network: Any = vc.models.create(
             self.config.name,
@@ -41,6 +42,7 @@ class Architecture:
             dtype=dtype,
             sites=self.sites,
             **norms,
+            **starts,
             rngs=rngs,
         )
         if self.joint_embedding is None:

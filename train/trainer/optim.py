@@ -20,10 +20,10 @@ _NORMALIZATION = (BatchNorm, nnx.LayerNorm, nnx.BatchNorm, nnx.GroupNorm, nnx.In
 def learning_rate(config: Cosine | StepDecay, steps: int) -> optax.Schedule:
     """The learning rate of each of `steps` steps, in float32; exact to rounding down to the last step.
 
-    With t the step, or with `hold_steps` the first of its epoch, w = warmup_steps and s = warmup_start,
+    With t the step, or with `hold_steps` the first of its epoch, w = warmup_steps, s = warmup_start and e = end,
 
         t < w:   peak (s + (1 - s) t / w)
-        t >= w:  peak / 2 (1 + cos(pi (t - w) / (steps - w)))
+        t >= w:  peak (e + (1 - e) / 2 (1 + cos(pi (t - w) / (steps - w))))
 
     Raises:
       ValueError: when the warm-up is not shorter than the run, or a number of steps between changes is below 1.
@@ -42,8 +42,8 @@ def learning_rate(config: Cosine | StepDecay, steps: int) -> optax.Schedule:
         t = jnp.minimum(jnp.asarray(step) // hold * hold, steps)
         rising = config.warmup_start + (1 - config.warmup_start) * t / max(warmup, 1)
         # (1 + cos x) / 2 = sin^2((pi - x) / 2), which keeps its digits where the rate is small.
-        falling = jnp.sin(jnp.pi / 2 * (steps - t) / (steps - warmup)) ** 2
-        return peak * jnp.where(t < warmup, rising, falling)
+        left = jnp.sin(jnp.pi / 2 * (steps - t) / (steps - warmup)) ** 2
+        return peak * jnp.where(t < warmup, rising, config.end + (1 - config.end) * left)
 
     return rate
 
@@ -89,15 +89,19 @@ def lars(rate: optax.ScalarOrSchedule, config: LARS) -> optax.GradientTransforma
         u = g + weight_decay p;   u <- u trust_coefficient |p| / |u| unless a norm is 0    matrices and kernels only
         m <- momentum m + u;      p <- p - rate m
 
-    Of parameters with fewer than two axes (biases, norms) u is g. You, Gitman & Ginsburg, "Large Batch Training of
-    Convolutional Networks" (arXiv 1708.03888), with the exclusions of SimCLR, Barlow Twins and VICReg.
+    Of parameters with fewer than two axes (biases, norms) u is g, and the rate is `bias_rate` times the others'. You,
+    Gitman & Ginsburg, "Large Batch Training of Convolutional Networks" (arXiv 1708.03888), with the exclusions of
+    SimCLR, Barlow Twins and VICReg.
     """
-    return optax.chain(
+    rule = optax.chain(
         optax.masked(optax.add_decayed_weights(config.weight_decay), _has_two_axes),
         optax.masked(optax.scale_by_trust_ratio(trust_coefficient=config.trust_coefficient), _has_two_axes),
         optax.trace(config.momentum),
         optax.scale_by_learning_rate(rate),
     )
+    if config.bias_rate is None:
+        return rule
+    return optax.chain(rule, optax.masked(optax.scale(config.bias_rate), _has_one_axis))
 
 
 def _outside(paths: frozenset[Path], params: optax.Params) -> optax.Params:
@@ -109,3 +113,7 @@ def _outside(paths: frozenset[Path], params: optax.Params) -> optax.Params:
 
 def _has_two_axes(params: optax.Params) -> optax.Params:
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+def _has_one_axis(params: optax.Params) -> optax.Params:
+    return jax.tree.map(lambda leaf: leaf.ndim < 2, params)

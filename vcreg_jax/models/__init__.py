@@ -78,7 +78,8 @@ def create(
       rngs: its `params` stream draws the initial weights.
       dtype: of the computation; parameters are float32.
       **options: further arguments of the model's class, such as `in_channels`, `stochastic_depth`, `remat`,
-        `features_only`, `norm_scope` (ResNets), `image_size` (ViTs) or `shortcut` (CIFAR ResNets).
+        `features_only`, `norm_scope` and `zero_init_residual` (ResNets), `image_size` (ViTs) or `shortcut` (CIFAR
+        ResNets).
 
     Returns:
       A module. Its call takes images `(batch, height, width, channels)` and returns `(logits, features)`: logits

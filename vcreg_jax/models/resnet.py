@@ -30,6 +30,7 @@ class Common:
     sites: Sites
     dtype: DTypeLike
     norm_scope: Scope
+    zero_init_residual: bool
     kernel_init: nnx.Initializer
     rngs: nnx.Rngs
     conv_class: type[nnx.Conv] = nnx.Conv
@@ -93,6 +94,8 @@ class Block(nnx.Module):
         shapes = zip(dims[:-1], dims[1:], kernels, strides, strict=True)
         self.convs = nnx.List(common.conv(*shape) for shape in shapes)
         self.norms = nnx.List(common.norm(dim) for dim in dims[1:])
+        if common.zero_init_residual:
+            self.norms[-1].scale[...] = jnp.zeros(dims[-1])
         self.shortcut = shortcut
         self.drop_path = DropPath(drop_rate)
         self.regularize = common.sites.block
@@ -133,6 +136,7 @@ class ResNet(nnx.Module):
       width: channels of the first stage's 3x3 convolutions; they double from stage to stage.
       stochastic_depth: drop rate of the last block; earlier blocks' rates grow linearly from 0.
       norm_scope: whose statistics the norms take in training: the whole batch's, or each of k groups'.
+      zero_init_residual: the scale of each block's last norm starts at 0, so that the block starts as its shortcut.
       features_only: no classifier; the logits are None.
       remat: keep only the blocks' inputs for the backward pass.
       sites: where regularizers are applied.
@@ -150,13 +154,14 @@ class ResNet(nnx.Module):
         width: int = 64,
         stochastic_depth: float = 0.0,
         norm_scope: Scope = "global",
+        zero_init_residual: bool = False,
         features_only: bool = False,
         remat: bool = False,
         sites: Sites = Sites(),  # noqa: B008 - frozen
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        common = Common(sites, dtype, norm_scope, _he_fan_out, rngs)
+        common = Common(sites, dtype, norm_scope, zero_init_residual, _he_fan_out, rngs)
         self.stem_conv = common.conv(in_channels, width, 7, 2)
         self.stem_norm = common.norm(width)
         rates = iter(linear_rates(stochastic_depth, sum(depths)))

@@ -48,6 +48,7 @@ class CifarResNet(nnx.Module):
       in_channels: channels of the images.
       stochastic_depth: drop rate of the last block; earlier blocks' rates grow linearly from 0.
       norm_scope: whose statistics the norms take in training: the whole batch's, or each of k groups'.
+      zero_init_residual: the scale of each block's last norm starts at 0, so that the block starts as its shortcut.
       features_only: no classifier; the logits are None.
       remat: keep only the blocks' inputs for the backward pass.
       sites: where regularizers are applied.
@@ -65,6 +66,7 @@ class CifarResNet(nnx.Module):
         in_channels: int = 3,
         stochastic_depth: float = 0.0,
         norm_scope: Scope = "global",
+        zero_init_residual: bool = False,
         features_only: bool = False,
         remat: bool = False,
         sites: Sites = Sites(),  # noqa: B008 - frozen
@@ -75,7 +77,7 @@ class CifarResNet(nnx.Module):
             raise ValueError(
                 f'CifarResNet has shortcuts "A" (no parameters) and "B" (1x1 convolutions), got {shortcut!r}.'
             )
-        common = Common(sites, dtype, norm_scope, _he_fan_in, rngs, Convolution)
+        common = Common(sites, dtype, norm_scope, zero_init_residual, _he_fan_in, rngs, Convolution)
         dims = 16 * width, 32 * width, 64 * width
         self.stem_conv = common.conv(in_channels, dims[0], 3, 1)
         self.stem_norm = common.norm(dims[0])

@@ -63,6 +63,7 @@ SCHEDULES = {
     "steps": (StepDecay(0.1, every_steps=4 * 30), 90),
     "warm-up and cosine per epoch": (Cosine(3e-3, 4 * 30, warmup_start=0.033, hold_steps=4), 300),
     "warm-up and cosine per step": (Cosine(4e-3, 4 * 10), 100),
+    "warm-up and cosine down to a share of the peak": (Cosine(4.8, 4 * 5, end=1e-3), 100),
 }
 
 
@@ -87,6 +88,7 @@ def optimizers() -> Iterator[Item]:
         "AdamW, norms decayed, clipped": OptimizerConfig(AdamW(0.05, decay_norms=True), warmed, clip_norm=1.0),
         "AdamW, no decay for norms, scheduled": OptimizerConfig(AdamW(0.05), warmed),
         "LARS, scheduled": OptimizerConfig(LARS(1e-2), Cosine(0.3, 5)),
+        "LARS, biases slower": OptimizerConfig(LARS(1e-2, bias_rate=0.016), Cosine(0.3, 5, end=1e-3)),
     }
     for name, config in rules.items():
         with jax.enable_x64(True):

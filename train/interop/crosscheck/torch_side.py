@@ -147,14 +147,16 @@ def update(config: OptimizerConfig, start: list[np.ndarray], gradients: list[lis
             groups = [{"params": leaves[:-1]}, {"params": leaves[-1:], "weight_decay": of_norms}]
             optimizer = torch.optim.AdamW(groups, 1.0, (rule.b1, rule.b2), weight_decay=decay)
         case _:
-            optimizer = LARS(leaves, decay, rule.momentum, rule.trust_coefficient)
+            weights, biases = ([leaf for leaf in leaves if (leaf.ndim > 1) is kind] for kind in (True, False))
+            groups = [{"params": weights}, {"params": biases, "share": rule.bias_rate or 1.0}]
+            optimizer = LARS(groups, decay, rule.momentum, rule.trust_coefficient)
     for values, rate in zip(gradients, rates(config.schedule, len(gradients), 1), strict=True):
         for leaf, value in zip(leaves, values, strict=True):
             leaf.grad = torch.from_numpy(value).clone()  # clipping works in place
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(leaves, config.clip_norm)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)
         optimizer.step()
     return [leaf.numpy() for leaf in leaves]
 
@@ -173,7 +175,7 @@ def rates(config: Cosine | StepDecay, epochs: int, steps_per_epoch: int) -> list
         linear = schedulers.LambdaLR(optimizer, lambda tick: first + (1 - first) * tick / warmup)
         if first:
             linear = schedulers.LinearLR(optimizer, first, total_iters=warmup)
-        cosine = schedulers.CosineAnnealingLR(optimizer, ticks - warmup)
+        cosine = schedulers.CosineAnnealingLR(optimizer, ticks - warmup, eta_min=config.end * config.peak_learning_rate)
         schedule = schedulers.SequentialLR(optimizer, [linear, cosine], [warmup])
     found = []
     for _ in range(epochs * steps_per_epoch // hold):
