@@ -96,9 +96,9 @@ class VCReg:
     (Sec. 3.2, "Spatial Dimensions"). With n samples in all, x = h - mean over samples and C = x'x / (n - 1), the
     penalty is
 
-        alpha / d            * sum_i max(0, 1 - sqrt(C_ii + eps))              Eq. 3
-        beta / (d (d - 1))   * sum_{i != j} C_ij^2                             Eq. 4
-                             or, with delta, sum_{i != j} SmoothL1(C_ij)       Eq. 7
+        alpha / d * sum_i max(0, 1 - sqrt(C_ii + eps))         Eq. 3
+        + beta / (d (d - 1)) * sum_{i != j} C_ij^2             Eq. 4
+        or, with delta, SmoothL1(C_ij) in place of C_ij^2      Eq. 7
 
     The backward pass adds one product `x @ M` with one symmetric matrix:
 

@@ -35,8 +35,8 @@ class SIGReg:
     The directions are those of `seed` and `step` and the same on all devices. Draw new ones every step: in your own
     loss by `reg.at_step(step)`, in a model by `vc.at_step(model, step)`; both take a traced step and compile once.
 
-    At most one all-reduce over a sharded batch, of 2 `slices` `knots` numbers; none in groups. It takes n `slices` d
-    products, twice in the backward pass, and n `slices` `knots` sines and cosines.
+    At most one all-reduce over a sharded batch, of `2 * slices * knots` numbers; none in groups. It takes
+    `n * slices * d` products, twice in the backward pass, and `n * slices * knots` sines and cosines.
 
     Source: Balestriero & LeCun, "LeJEPA" (arXiv 2511.08544), Definition 2 and Eq. (Epps-Pulley) of Section 4.2.
     Algorithm 1 there has 256 directions and 17 knots from -5 to 5: `SIGReg(t_max=5.0, knots=9)`. The defaults are those

@@ -150,7 +150,7 @@ def _page(arms: Arms, about: Mapping[str, Any]) -> str:
 _DEPTH = (
     "Means over positions have a class; the spectrum is of all positions. Line: mean over seeds; band: their range."
 )
-_SPECTRA = "First seed, training images, over the largest: blocks from light to dark, the features dashed."
+_SPECTRA = "First seed, training images, over the largest: blocks from faint to strong, the features dashed."
 _GEOMETRY = "First seed, features: cosines between class means seen from their centre; collapse makes all -1 / {}."
 
 

@@ -34,7 +34,8 @@ from train.run.folder import as_json, claim, provenance, versions, write_json
 _GROUNDS = ("#f3d9c6", "#cfe0ee")  # where the output is negative, and positive
 LEGEND = (
     "Distance: of the points to their own run's boundary, the mean and the smallest. Sensitivity ratio: mean |df/dx1| "
-    "over mean |df/dx2| at the points, x1 being the axis that separates. Mean ± standard deviation over seeds."
+    "over mean |df/dx2| at the points, x1 being the axis that separates. Mean ± standard deviation over seeds. "
+    "\N{EN DASH}: a seed has no boundary within the picture."
 )
 _POINTS = ("#c55300", "#0071b1")  # not quite the arms', which a dark page makes lighter: the grounds stay light
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from train.reports import figures
@@ -20,7 +21,7 @@ SHOWN = {
 Looks = Mapping[str, tuple[NDArray, NDArray]]  # "layer/number" -> steps and values
 
 _CAPTION = (
-    "Every layer while training, first seed: blocks from light to dark, the features dashed. Measured on a training "
+    "Every layer while training, first seed: blocks from faint to strong, the features dashed. Measured on a training "
     "batch before its step. A ratio of 0 means no regularizer there."
 )
 
@@ -76,6 +77,7 @@ def over_time(looks: Mapping[str, Looks], number: str, title: str) -> Figure:
             axes.plot(steps, values, **style)
     names_above(axes, title, [(arm, figures.bold(i)) for i, arm in enumerate(looks)])
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if number == "gradient_ratio":
         log_axis(axes, "y")
     return figure
