@@ -37,6 +37,7 @@ LEGEND = (
     "over mean |df/dx2| at the points, x1 being the axis that separates. Mean ± standard deviation over seeds. "
     "\N{EN DASH}: a seed has no boundary within the picture."
 )
+_HEADINGS = ("mean distance", "smallest", "sensitivity ratio")
 _POINTS = ("#c55300", "#0071b1")  # not quite the arms', which a dark page makes lighter: the grounds stay light
 
 
@@ -61,7 +62,7 @@ def run(config: TwoMoons, command: str) -> FilePath:
     about = provenance(config, command, time.perf_counter() - started)
     write_json(folder / "figure1.json", {"rows": rows, **about})
     whole_files.write(folder / "figure1.svg", draw(picture(config, panels)))
-    whole_files.write(folder / "report.html", _page(rows, picture(config, panels), about))
+    whole_files.write(folder / "report.html", _page(config, rows, panels, about))
     return folder
 
 
@@ -139,7 +140,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     networks = list(dict.fromkeys(row["network"] for row in rows))
     names = list(dict.fromkeys(row["method"] for row in rows))
     cells = {(row["network"], row["method"]): _cells(row) for row in rows}
-    headings = [f"{what}, {net}" for net in networks for what in ("mean distance", "smallest", "sensitivity ratio")]
+    headings = [f"{what}, {net}" for net in networks for what in _HEADINGS]
     body = [[name, *(cell for net in networks for cell in cells[net, name])] for name in names]
     return "\n".join(summary.markdown([["method", *headings], *body]))
 
@@ -155,12 +156,19 @@ def picture(config: TwoMoons, panels: Mapping[tuple[str, str], NDArray]) -> Figu
         i = k % len(names)
         row, column = 2 * (k // len(names)) + i // columns, i % columns
         axes = figure.add_axes(((column + 0.04) / columns, 1 - (row + 0.96) / rows, 0.92 / columns, 0.8 / rows))
-        title = f"{network}\n{name}" if i % columns == 0 else name
-        _panel(axes, panels[network, name], *points(config, config.seeds[0], config.methods[name].rotation), title)
+        _panel(axes, panels[network, name], *points(config, config.seeds[0], config.methods[name].rotation))
+        axes.set_title(f"{network}\n{name}" if i % columns == 0 else name, fontsize=8, pad=4)
     return figure
 
 
-def _panel(axes: Axes, values: NDArray, x: NDArray, sign: NDArray, title: str) -> None:
+@figures.styled
+def _alone(values: NDArray, x: NDArray, sign: NDArray) -> Figure:
+    figure = Figure(figsize=(1.75, 1.75))
+    _panel(figure.add_axes((0.01, 0.01, 0.98, 0.98)), values, x, sign)
+    return figure
+
+
+def _panel(axes: Axes, values: NDArray, x: NDArray, sign: NDArray) -> None:
     axis = np.linspace(-EDGE, EDGE, GRID)
     axes.set_facecolor(_GROUNDS[0])
     if values.min() < 0 < values.max():
@@ -173,7 +181,6 @@ def _panel(axes: Axes, values: NDArray, x: NDArray, sign: NDArray, title: str) -
         dots.should_simplify = False
         axes.add_patch(PathPatch(dots, edgecolor=colour, fill=False, linewidth=2.2, capstyle="round", zorder=3))
     axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xticks=[], yticks=[], aspect="equal")
-    axes.set_title(title, fontsize=8, pad=4)
 
 
 @figures.styled
@@ -194,15 +201,26 @@ def _short(path: str) -> str:
     return dots.replace("\nL ", " ")
 
 
-def _page(rows: Sequence[Mapping[str, Any]], drawing: Figure, about: Mapping[str, Any]) -> str:
-    header, _, *body = (row.strip("| ").split(" | ") for row in markdown(rows).splitlines())
-    seeds = len(about["config"]["seeds"])
+def _page(
+    config: TwoMoons,
+    rows: Sequence[Mapping[str, Any]],
+    panels: Mapping[tuple[str, str], NDArray],
+    about: Mapping[str, Any],
+) -> str:
     facts = {key: about[key] for key in ("hardware", "commit")} | {"seconds": round(about["wall_seconds"])}
-    caption = f"Grounds: the sign of the output, averaged over {seeds} seeds. Points: the first seed's."
-    alt = "Decision boundaries on two moons, a panel for every network and method."
-    main = f"""<h1>Two moons that one axis alone separates</h1>
-{_shorten(figures.picture("moons", [drawing], alt, caption))}
-{page.table(header, body)}
-<p class="soft">{html.escape(LEGEND)}</p>
+    explained = f"Grounds: the sign of the output, averaged over {len(config.seeds)} seeds. Points: the first seed's."
+    sections = []
+    for k, network in enumerate(config.networks):
+        drawn = []
+        for i, (name, method) in enumerate(config.methods.items()):
+            panel = _alone(panels[network, name], *points(config, config.seeds[0], method.rotation))
+            drawn.append(figures.picture(f"moons{k}-{i}-", [panel], f"Decision boundary: {network}, {name}", name))
+        own = [row for row in rows if row["network"] == network]
+        table = page.table(("method", *_HEADINGS), [[row["method"], *_cells(row)] for row in own])
+        panels_of = f'<div class="moons">{_shorten("".join(drawn))}</div>'
+        sections.append(f"<section><h2>{html.escape(network)}</h2>{panels_of}{table}</section>")
+    main = f"""<header><div><h1>Two moons that one axis alone separates</h1>
+<p class="soft">{html.escape(f"{explained} {LEGEND}")}</p></div></header>
+{"".join(sections)}
 {page.footer(about["command"], facts, about["config"])}"""
     return page.page("Figure 1: two moons", main)

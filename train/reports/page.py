@@ -21,11 +21,14 @@ figcaption{max-width:44rem;margin-top:.8rem}.words{white-space:normal;min-width:
 .wide{overflow-x:auto;background:linear-gradient(270deg,var(--paper) 50%,transparent) 100%/2rem 100% no-repeat local,
 linear-gradient(270deg,var(--rule),transparent) 100%/1rem 100% no-repeat}
 table{border-collapse:separate;border-spacing:0;font-size:1rem;font-variant-numeric:tabular-nums;width:100%}
-td,th{padding:.6rem 0 .6rem 1.5rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
+td,th{padding:.6rem 0 .6rem 1.5rem;text-align:right;white-space:nowrap}
+tbody :is(td,th){border-top:1px solid var(--rule)}tbody tr:last-child :is(td,th){border-bottom:1px solid var(--rule)}
 th:first-child{text-align:left;padding-left:0;font-weight:400}.wide+.soft{margin-top:-3rem}
 dl{display:grid;grid-template-columns:fit-content(40%) 1fr;gap:0 1.5rem}dd{margin:0}pre{overflow-x:auto;font-size:.8rem}
 h1,h2,p,dt,dd,figcaption{overflow-wrap:anywhere}section>*+*{margin-top:1.2rem}.strips{display:grid;gap:2rem}
-section>figure>div{max-width:36rem}section table{font-size:.9rem}thead th{white-space:normal;vertical-align:bottom}
+.moons{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(9rem,44%),1fr));gap:1.5rem 1rem}
+.moons figcaption{margin-top:.3rem}section>figure>div{max-width:36rem}
+section table{font-size:.9rem}thead th{white-space:normal;vertical-align:bottom}
 .strips{grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}section .wide+.soft{margin-top:1.2rem}
 @media(max-width:40rem){td,th{padding:.5rem 0 .5rem .9rem}table{font-size:.9rem}
 th:first-child{white-space:normal;min-width:6rem;position:sticky;left:0;background:var(--paper)}}
