@@ -30,7 +30,7 @@ h1,h2,p,dt,dd,figcaption{overflow-wrap:anywhere}section>*+*{margin-top:1.2rem}.s
 .moons figcaption{margin-top:.3rem}section>figure>div{max-width:36rem}
 section table{font-size:.9rem}thead th{white-space:normal;vertical-align:bottom}
 .strips{grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}section .wide+.soft{margin-top:1.2rem}
-@media(max-width:40rem){td,th{padding:.5rem 0 .5rem .9rem}table{font-size:.9rem}
+@media(max-width:40rem){td,th{padding:.5rem 0 .5rem .75rem}table{font-size:.9rem}
 th:first-child{white-space:normal;min-width:6rem;position:sticky;left:0;background:var(--paper)}}
 @media print{body{background:none}main{display:block;max-width:none;padding:0}main>*{margin-bottom:1.5rem}
 .wide{overflow:visible;background:none}.wide+.soft{margin-top:0}header,figure>div{grid-template-columns:1fr 1fr}
