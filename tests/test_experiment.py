@@ -9,12 +9,13 @@ from flax import nnx
 from sklearn.datasets import load_digits
 
 import vcreg_jax as vc
-from configs import digits
-from train.config import EMAConfig, Experiment, Target
+from configs import digits, table2_imagenet
+from train.config import Candidate, EMAConfig, Experiment, NearestNeighborsConfig, Target
 from train.data import pipeline
-from train.experiments import experiment
-from train.files import json_files
+from train.experiments import experiment, targets
+from train.files import arrays, json_files
 from train.reports import report, report_page, tables
+from train.run.folder import claim
 from train.trainer import loop
 
 
@@ -146,4 +147,101 @@ def test_what_cannot_run_is_refused_before_any_work(averaged, tmp_path):
         experiment.run(replace(config, seeds=()), "")
     with pytest.raises(ValueError, match=r"Nearest: 8 or 16\."):
         experiment.run(replace(config, train=replace(config.train, batch_size=12)), "")
+    assert not (tmp_path / "runs").exists()
+
+
+def _trained_lines(folder):
+    lines = (folder / "VCReg" / "seed3" / "metrics.jsonl").read_text().splitlines()
+    return [line for line in lines if '"split": "train"' in line]
+
+
+def test_targets_that_are_added_are_probed_without_training_and_none_is_probed_twice(
+    config, tmp_path, monkeypatch, capsys
+):
+    digit = config.targets["digit"]
+    other = Target(NearestNeighborsConfig("digit"))
+    whole = replace(
+        config, name="added", runs_directory=str(tmp_path), targets={"digit": digit, "neighbours": other}, seeds=(3, 4)
+    )
+    folder = experiment.run(targets.choose(whole, ["digit"]), "python -m train run digits --targets digit")
+    said = capsys.readouterr().out
+    assert said.count("digit is probed by: ") == 1 and said.count("seed 4, digit: ") == 2
+    path = folder / "VCReg" / "seed3" / "result.json"
+    before = json_files.read(path)
+    features, lines = dict(arrays.read(folder / "VCReg" / "seed3" / "features.npz")), _trained_lines(folder)
+    assert len(lines) == 3 and [*before["targets"]] == ["digit"]
+    text = tables.text(tables.gather(whole, "python -m train run digits"))
+    assert text.count("not run") == 2 and "ours, n = 2" in text
+    with pytest.raises(ValueError, match="holds a run of another config"):
+        changed = replace(digit, probe=replace(digit.probe, l2_count=2))
+        experiment.run(replace(whole, targets={"digit": changed, "neighbours": other}), "changed")
+    tested = []
+    test = targets.test
+    monkeypatch.setattr(targets, "test", lambda target, features_of: tested.append(target) or test(target, features_of))
+    experiment.run(whole, "python -m train run digits")
+    assert [own.probe for own in tested] == 4 * [other.probe]
+    after = json_files.read(path)
+    assert after["targets"]["digit"] == before["targets"]["digit"] and after["accuracy"] == before["accuracy"]
+    merged = arrays.read(folder / "VCReg" / "seed3" / "features.npz")
+    assert {name: merged[name].tobytes() for name in features} == {
+        name: own.tobytes() for name, own in features.items()
+    }
+    assert _trained_lines(folder) == lines, "with their times: nothing was trained again"
+    labels = {split: pipeline.load(config.train.data, split, "digit").labels() for split in ("train", "test")}
+    rows = {}
+    for place in (folder / "VCReg" / "seed3" / "features").iterdir():
+        index = json.loads((place / "index.json").read_text())
+        rows[index["images"][1].split()[1]] = np.fromfile(place / "features.bin", np.float32).reshape(index["shape"])
+    unit = {split: own / np.linalg.norm(own, axis=1, keepdims=True) for split, own in rows.items()}
+    cosine = unit["test"] @ unit["train"].T
+    near = np.argsort(-cosine, axis=1)[:, :20]
+    votes = np.zeros((len(near), 10))
+    for column in near.T:
+        weight = np.exp(cosine[np.arange(len(near)), column] / 0.07)
+        votes[np.arange(len(near)), labels["train"][column]] += weight
+    right = (votes.argmax(axis=1) == labels["test"]).mean()
+    assert after["targets"]["neighbours"]["accuracy"] == pytest.approx(right, abs=2.5 / len(near))
+    assert "not run" not in tables.text(tables.gather(whole, "python -m train run digits"))
+    assert report_page.write(folder).is_file()
+
+
+def test_where_targets_choose_among_candidates_none_can_be_added(config, tmp_path):
+    two = tuple(Candidate(vc.Sites(), weight_decay=decay) for decay in (0.01, 0.1))
+    searched = replace(config, name="searched", runs_directory=str(tmp_path), arms={"none": two}, tuning_seed=5)
+    with claim(tmp_path / "searched", searched):
+        pass
+    more = replace(searched, targets=searched.targets | {"neighbours": Target(NearestNeighborsConfig("digit"))})
+    with (
+        pytest.raises(ValueError, match=r"another config \(targets.neighbours: None there"),
+        claim(tmp_path / "searched", more),
+    ):
+        pass
+    with claim(tmp_path / "one", replace(searched, arms={"none": two[:1]})):
+        pass
+    with claim(tmp_path / "one", replace(more, arms={"none": two[:1]})):
+        pass
+
+
+def test_all_data_sets_that_are_missing_are_named_at_once_with_their_files_and_owners(tmp_path):
+    whole = table2_imagenet.get_config()
+    elsewhere = {
+        name: replace(own, data=replace(own.data, directory=str(tmp_path))) for name, own in whole.targets.items()
+    }
+    train = replace(whole.train, data=replace(whole.train.data, directory=str(tmp_path)))
+    missing = replace(whole, train=train, targets=elsewhere, runs_directory=str(tmp_path / "runs"))
+    with pytest.raises(ValueError, match="^9 data sets are not prepared under ") as refused:
+        experiment.run(missing, "")
+    lines = str(refused.value).split("\n  ")[1:]
+    names = [line.partition(":")[0] for line in lines]
+    assert sorted(names) == sorted(
+        ["imagenet", "i_naturalist2018", "places205", "food101", "cars196", "fgvc_aircraft", "oxford_iiit_pet",
+         "oxford_flowers102", "dtd"]
+    )  # fmt: skip
+    assert "ILSVRC2012_img_train.tar (147,897,477,120 bytes" in lines[0] and "https://image-net.org" in lines[0]
+    assert all("Its owner gives them out at http" in line for line in lines)
+    chosen = targets.choose(missing, ["DTD"])
+    with pytest.raises(ValueError, match="^2 data sets are not prepared"):
+        experiment.run(chosen, "")
+    with pytest.raises(ValueError, match=r"no target 'Card'. Did you mean 'Cars'\? Known: iNat18, Places, Food-101"):
+        targets.choose(missing, ["Card"])
     assert not (tmp_path / "runs").exists()

@@ -27,6 +27,7 @@ class Run:
     config: Annotated[Positional[str], arg(metavar="CONFIG")]  # such as digits or configs/digits.py
     fields: bool = False  # list all that can be overridden, with types and defaults
     point: str | None = None  # of the config's sweep
+    targets: tuple[str, ...] = ()  # on which features are probed, such as Cars Pets; others may be added later
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None  # of several hosts that JAX does not find
     num_processes: int | None = None  # how many hosts there are
     process_id: int | None = None  # which one this is
@@ -41,7 +42,9 @@ class Run:
         config = command_line.override(
             config_file.load(path, self.point), overrides, f"python -m train run {self.config}"
         )
-        from train.experiments import experiment, grid_search
+        from train.experiments import experiment, grid_search, targets
+
+        config = targets.choose(config, self.targets) if self.targets else config
         from train.experiments.grid import Grid
         from train.experiments.two_moons import TwoMoons
         from train.reports import figure1, grid_table

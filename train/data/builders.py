@@ -4,19 +4,21 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from train.config import DataConfig
 from train.data import csv_list, hashes, labels, packed
 from train.data.archives import Files
 from train.data.catalog import KNOWN, DataSet
 from train.data.division import Division
 from train.data.images import Policy
 from train.data.sources import Contents, class_folders
-from train.data.views import VIEWS
+from train.data.views import VIEWS, View
 from train.data.writing import BAD_IMAGES, VERSION, Bad, write
 
 # What the features of an image data set are made of: TFDS imports whatever module `features.json` names.
@@ -92,6 +94,25 @@ def prepared(name: str, directory: str) -> Any:
     if not (Path(builder.data_path) / hashes.FILE).exists():
         _take_over(builder)
     return builder
+
+
+def check_prepared(configs: Iterable[DataConfig]) -> None:
+    """Raises a ValueError that names all data sets which are not prepared, each with its files and who has them."""
+    missing = {}
+    for config in configs:
+        bare = VIEWS.get(config.name, View(config.name)).of.partition(":")[0]
+        root = Path(config.directory).expanduser()
+        if bare not in ("synthetic", "digits") and not any((root / bare).glob("**/dataset_info.json")):
+            missing[bare] = root
+    if not missing:
+        return
+    one = f"Data set {next(iter(missing))!r} is" if len(missing) == 1 else f"{len(missing)} data sets are"
+    lines = [
+        f"{name}: python -m train prepare {name} --from PATH. {_wanted(name, KNOWN.get(name))}" for name in missing
+    ]
+    raise ValueError(
+        "\n  ".join([f"{one} not prepared under {', '.join(sorted(set(map(str, missing.values()))))}:", *lines])
+    )
 
 
 def _opened(folder: Path) -> Any:

@@ -11,14 +11,16 @@ import jax
 import numpy as np
 
 from train.config import Candidate, Experiment, Target, TrainConfig
-from train.data import checks, pipeline
+from train.data import builders, checks, pipeline
 from train.experiments import targets
 from train.experiments.targets import Arrays, FeaturesOf
-from train.files import json_files, whole_files
+from train.files import arrays, json_files, whole_files
 from train.interop import initial_weights
+from train.run import folder as run_folder
 from train.run import hosts
 from train.run.folder import ARRAYS, ARRAYS_HASH, file_hash, provenance, write_json
 from train.run.watchdog import Watchdog
+from train.run.whole import Whole
 from train.trainer import loop
 from train.trainer.evaluation import Trained, evaluate
 from train.trainer.features import extract_cached
@@ -30,7 +32,8 @@ def run(config: Experiment, command: str) -> Path:
 
     Everything lies under `runs_directory/name/`: `experiment.json`, and per arm a folder `tuning<i>` for each candidate
     and `seed<k>` for each seed, with `metrics.jsonl`, `checkpoints/` and `result.json`. Test images are looked at in
-    the latter alone, once. An interrupted run goes on where its last checkpoint is.
+    the latter alone, once. An interrupted run goes on where its last checkpoint is; targets that were added to a
+    finished one are probed with its networks as they are.
 
     Raises:
       ValueError: before any work, for a config that cannot run or that differs from the one in the folder.
@@ -38,9 +41,12 @@ def run(config: Experiment, command: str) -> Path:
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
     with hosts.claim_on_all(folder, config, lambda: _check(config)):
-        chosen = {arm: _choose(config, arm, folder / arm) for arm in config.arms}
-        for arm, seed, directory in hosts.unfinished(folder, config.arms, config.seeds):
-            _train_and_test(config, arm, chosen[arm], seed, directory)
+        whole, said = Whole(_count_networks(config, folder), config.train.steps), set[str]()
+        chosen = {arm: _choose(config, arm, folder / arm, whole) for arm in config.arms}
+        finished = functools.partial(_is_finished, config)
+        for arm, seed, directory in hosts.unfinished(folder, config.arms, config.seeds, finished):
+            with whole.network():
+                _train_and_test(config, arm, chosen[arm], seed, directory, whole, said)
     seconds = time.perf_counter() - started
     write_json(folder / "experiment.json", _description(config, command, seconds))
     return folder
@@ -63,6 +69,8 @@ def recipe(train: TrainConfig, candidate: Candidate) -> TrainConfig:
 
 def _check(config: Experiment) -> dict[str, Any]:
     """What all hosts must have alike; ValueError for a config that cannot run."""
+    all_targets = targets.on(config.train.data, config.targets)
+    builders.check_prepared([config.train.data, *map(targets.data_of, all_targets.values())])
     if not config.seeds or not config.arms:
         raise ValueError(f"An experiment needs a seed and an arm, got {config.seeds} and {list(config.arms)}.")
     tried = {arm: len(own) for arm, own in config.arms.items() if not isinstance(own, Sites)}
@@ -78,12 +86,30 @@ def _check(config: Experiment) -> dict[str, Any]:
                 _weights(train, candidate.sites, start, head=bool(candidate.given) or train.initial_head)
     splits = [pipeline.load(config.train.data, split) for split in targets.NAMES]
     checks.check_classes(splits)
-    for name, target in targets.on(config.train.data, config.targets).items():
+    for name, target in all_targets.items():
         splits += targets.check(name, target)
     return hosts.description(config, splits)
 
 
-def _choose(config: Experiment, arm: str, folder: Path) -> Candidate:
+def _is_finished(config: Experiment, directory: Path) -> bool:
+    """Whether a seed's folder has a result of every target."""
+    path = directory / "result.json"
+    return path.exists() and json_files.read(path).get("targets", {}).keys() >= config.targets.keys()
+
+
+def _count_networks(config: Experiment, folder: Path) -> int:
+    """How many are yet to be trained, the candidates of a search among them."""
+    candidates = [
+        folder / arm / f"tuning{index}" / "result.json"
+        for arm, own in arms(config).items()
+        if len(own) > 1
+        for index in range(len(own))
+    ]
+    seeds = [folder / arm / f"seed{seed}" for arm in config.arms for seed in config.seeds]
+    return sum(not path.exists() for path in candidates) + sum(not _is_finished(config, own) for own in seeds)
+
+
+def _choose(config: Experiment, arm: str, folder: Path, whole: Whole) -> Candidate:
     """The candidate whose probes are best on validation images, the mean over targets; the first one of equals."""
     candidates = arms(config)[arm]
     if len(candidates) == 1:
@@ -92,7 +118,8 @@ def _choose(config: Experiment, arm: str, folder: Path) -> Candidate:
     for index, candidate in enumerate(candidates):
         path = folder / f"tuning{index}" / "result.json"
         if not hosts.first_says(path.exists()):
-            write_json(path, _validate(config, arm, candidate, path.parent))
+            with whole.network():
+                write_json(path, _validate(config, arm, candidate, path.parent, whole))
             hosts.first_says(True)  # that it is written
         found = json_files.read(path)["targets"]
         scores.append(float(np.mean([found[name]["validation_accuracy"] for name in config.targets])))
@@ -101,33 +128,53 @@ def _choose(config: Experiment, arm: str, folder: Path) -> Candidate:
     return candidates[best]
 
 
-def _validate(config: Experiment, arm: str, candidate: Candidate, directory: Path) -> dict[str, Any]:
+def _validate(config: Experiment, arm: str, candidate: Candidate, directory: Path, whole: Whole) -> dict[str, Any]:
     assert config.tuning_seed is not None  # `_check` has seen to it
-    trained, features_of = _train(config, arm, candidate, config.tuning_seed, directory)
+    trained, features_of = _train(config, arm, candidate, config.tuning_seed, directory, whole)
     on = targets.on(config.train.data, config.targets)
     found = {name: targets.validate(target, features_of) for name, target in on.items()}
     return {"validation_accuracy": trained.validation_accuracy, "targets": found}
 
 
-def _train_and_test(config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path) -> None:
-    trained, features_of = _train(config, arm, candidate, seed, directory)
-    result: dict[str, Any] = {"accuracy": _accuracy(config, trained), "targets": {}}
-    arrays: Arrays = {}
+def _train_and_test(
+    config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path, whole: Whole, said: set[str]
+) -> None:
+    """Writes the result; `said` are the protocols that were printed, each once a run."""
+    trained, features_of = _train(config, arm, candidate, seed, directory, whole)
+    result, drawn = _earlier(directory)
+    result = result or {"accuracy": _accuracy(config, trained), "targets": {}}
     for name, target in targets.on(config.train.data, config.targets).items():
+        if name in result["targets"]:
+            continue
         found, of_target = targets.test(target, features_of)
         result["targets"][name] = found
-        arrays |= {f"{name}/{what}": values for what, values in of_target.items()}
-        print(f"{arm}, seed {seed}, {name}: {found['accuracy']:.2%}; {found['protocol']}")
+        drawn |= {f"{name}/{what}": values for what, values in of_target.items()}
+        if (protocol := f"{name} is probed by: {found['protocol']}") not in said:
+            said.add(protocol)
+            print(protocol)
+        print(f"{arm}, seed {seed}, {name}: {found['accuracy']:.2%}", flush=True)
         if not found["converged"]:
             norm = found["worst_gradient_norm"]
             print(f"{arm}, seed {seed}, {name}: the probe stopped at gradient {norm:.1e}", file=sys.stderr)
     if not hosts.is_first():
         return
-    if arrays:
+    if drawn:
         with whole_files.replace(directory / ARRAYS) as partial, partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, allow_pickle=False, **drawn)
         result[ARRAYS_HASH] = file_hash(directory / ARRAYS)
     write_json(directory / "result.json", result)
+
+
+def _earlier(directory: Path) -> tuple[dict[str, Any], Arrays]:
+    """The result that is there of other targets, and what a report draws of it.
+
+    Raises:
+      ValueError: for arrays that are not those of the result.
+    """
+    if not (path := directory / "result.json").exists():
+        return {}, {}
+    run_folder.check(directory)
+    return json_files.read(path), dict(arrays.read(directory / ARRAYS)) if (directory / ARRAYS).exists() else {}
 
 
 def _accuracy(config: Experiment, trained: Trained) -> float:
@@ -142,7 +189,7 @@ def _accuracy(config: Experiment, trained: Trained) -> float:
 
 
 def _train(
-    config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path
+    config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path, whole: Whole
 ) -> tuple[Trained, FeaturesOf]:
     """The network, and its features of any split."""
     train = recipe(config.train, candidate)
@@ -154,7 +201,7 @@ def _train(
     title = f"{arm}, {directory.name.replace('seed', 'seed ').replace('tuning', 'candidate ')}"
     start = train.initial_weights
     weights = _weights(train, candidate.sites, start, train.initial_head) if start else None
-    trained = loop.train(train, candidate.sites, seed, directory, title, weights)
+    trained = loop.train(train, candidate.sites, seed, directory, title, weights, whole)
     return trained, functools.partial(extract_cached, directory / "features", trained, train)
 
 

@@ -1,6 +1,6 @@
 """Targets: which images of a data set train, validate and test a probe of frozen features, and what it finds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import vcreg_jax as vc
-from train.config import DataConfig, GradientProbeConfig, NearestNeighborsConfig, ProbeConfig, Target
+from train.command_line import suggestion
+from train.config import (
+    DataConfig,
+    Experiment,
+    GradientProbeConfig,
+    NearestNeighborsConfig,
+    ProbeConfig,
+    Target,
+)
 from train.data import checks, pipeline
 from train.experiments import gradient_probe
 from vcreg_jax.probes import linear, quick
@@ -23,6 +31,21 @@ SHOWN = 1500  # test images whose features the report draws; more would only ove
 def on(data: DataConfig, targets: Mapping[str, Target]) -> dict[str, Target]:
     """The targets, those without a data set on `data`, which the networks are trained on."""
     return {name: own if own.data is not None else replace(own, data=data) for name, own in targets.items()}
+
+
+def choose(config: Experiment, names: Sequence[str]) -> Experiment:
+    """The experiment with the named targets alone.
+
+    Raises:
+      ValueError: for what is no experiment, and for a name that is none of its targets.
+    """
+    if not isinstance(config, Experiment):
+        raise ValueError(f"Targets can be chosen of an Experiment, not of a {type(config).__name__}.")
+    for name in names:
+        if name not in config.targets:
+            known = ", ".join(config.targets) or "none"
+            raise ValueError(f"There is no target {name!r}.{suggestion(name, config.targets)} Known: {known}.")
+    return replace(config, targets={name: config.targets[name] for name in names})
 
 
 def data_of(target: Target) -> DataConfig:

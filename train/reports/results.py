@@ -4,7 +4,7 @@
 <run>/<arm>/seed<k>/result.json   the accuracies, fractions
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def read(folder: Path, arms: Iterable[str], targets: Iterable[str]) -> Results:
     """The results that lie in `folder`; a folder that is not there has none.
 
     Raises:
-      ValueError: for a result that cannot be read or lacks a target, naming the file.
+      ValueError: for a result that cannot be read, or is of other targets, naming the file.
     """
     arms, targets = list(arms), list(targets)
     columns, protocols, unconverged = [PRETRAINING, *targets], dict[str, None](), list[str]()
@@ -43,8 +43,9 @@ def read(folder: Path, arms: Iterable[str], targets: Iterable[str]) -> Results:
         for seed, path in _in_order(folder / arm):
             found = _read(path, targets)
             accuracy[arm][PRETRAINING][seed] = 100 * found["accuracy"]
-            for name in targets:
-                own = found["targets"][name]
+            for name, own in found["targets"].items():
+                if name not in targets:
+                    continue
                 accuracy[arm][name][seed] = 100 * own["accuracy"]
                 rank[arm][name][seed] = own["effective_rank"]
                 l2[arm][name] |= {seed: own["l2"]} if "l2" in own else {}
@@ -64,11 +65,12 @@ def _in_order(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.parent.name.removeprefix("seed")), path) for path in paths)
 
 
-def _read(path: Path, targets: Iterable[str]) -> dict[str, Any]:
+def _read(path: Path, targets: Collection[str]) -> dict[str, Any]:
+    """The result; of some of the targets alone, while the others are still to be probed."""
     found = json_files.read(path)
     try:
         numbers = [found["accuracy"]]
-        for name in targets:
+        for name in found["targets"] if found["targets"].keys() <= set(targets) else targets:
             own = found["targets"][name]
             numbers += [own["accuracy"], own["effective_rank"], own.get("l2", 1.0)]
             _ = own["protocol"], own["converged"]

@@ -47,8 +47,8 @@ def rows(gathered: Gathered) -> list[list[str]]:
     for arm, samples in accuracy.items():
         if paper := gathered.config.paper.get(arm):
             lines.append([arm, "paper", *(f"{paper[c]:.1f}" if c in paper else "" for c in columns)])
-        counts = sorted({sample.n for sample in samples.values()})
-        ours = f"ours, n = {counts[0]}" if counts != [0] else "ours"
+        counts = sorted({sample.n for sample in samples.values() if sample.n})  # without targets not yet probed
+        ours = f"ours, n = {counts[0]}" if counts else "ours"
         lines.append([arm, ours, *map(str, samples.values())])
     for arm in others:
         apart = [difference(accuracy[arm][column], accuracy[first][column]) for column in columns]

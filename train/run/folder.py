@@ -45,6 +45,7 @@ def claim(folder: Path, config: Any, data: Mapping[str, str] | None = None) -> I
     """Keeps the folder to this process, with the config in `config.json` and the data's fingerprints in `data.json`.
 
     Weights of regularizers may change as long as no run of their arm is finished, with a line on stderr that says so.
+    Targets may be left out, and others added: networks stay what they are, unless targets choose among candidates.
 
     Raises:
       ValueError: when another process writes to it, or another config or other data have made it, saying where they
@@ -83,8 +84,11 @@ def _check_config(folder: Path, described: Any) -> None:
     path = folder / "config.json"
     if not path.exists():
         return write_json(path, described)
-    changes = differences(json_files.read(path), described)
-    changes = {field: change for field, change in changes.items() if not is_free(field)}
+    saved = json_files.read(path)
+    changes = {field: change for field, change in differences(saved, described).items() if not is_free(field)}
+    if not _searches(saved):
+        changes = {field: change for field, change in changes.items() if not _is_whole_target(field)}
+        described = described | {"targets": saved.get("targets", {}) | described.get("targets", {})}
     weights = {field for field in changes if is_weight(field) and not _is_finished(folder, field[1])}
     if refused := [change for field, change in changes.items() if field not in weights]:
         raise ValueError(
@@ -105,6 +109,16 @@ def _check_data(path: Path, data: Mapping[str, str]) -> None:
         )
     if data.keys() - saved.keys():
         write_json(path, saved | dict(data))
+
+
+def _is_whole_target(field: Field) -> bool:
+    return len(field) == 2 and field[0] == "targets"
+
+
+def _searches(described: Any) -> bool:
+    """Whether targets choose among candidates, or it is no experiment."""
+    arms = described.get("arms", {}) if described.get("class") == "Experiment" else {"": [None, None]}
+    return any(isinstance(own, list) and len(own) > 1 for own in arms.values())
 
 
 def _is_finished(folder: Path, arm: str) -> bool:

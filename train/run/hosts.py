@@ -139,11 +139,13 @@ def claim_on_all(folder: Path, config: Any, checked: Callable[[], Any]) -> Itera
             ) from error
 
 
-def unfinished(folder: Path, arms: Iterable[str], seeds: Iterable[int]) -> Iterator[tuple[str, int, Path]]:
-    """Arm, seed and folder of each run that has no result yet, all arms of a seed before the next seed."""
+def unfinished(
+    folder: Path, arms: Iterable[str], seeds: Iterable[int], is_finished: Callable[[Path], bool]
+) -> Iterator[tuple[str, int, Path]]:
+    """Arm, seed and folder of each run whose folder the first host does not find finished, a seed's arms together."""
     for seed, arm in itertools.product(seeds, arms):
         directory = folder / arm / f"seed{seed}"
-        if not first_says((directory / "result.json").exists()):
+        if not first_says(is_first() and is_finished(directory)):
             yield arm, seed, directory
 
 

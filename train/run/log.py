@@ -1,7 +1,6 @@
 """What a run says while it goes: JSON lines in a file, TensorBoard's curves, a progress bar on a terminal."""
 
 import contextlib
-import datetime
 import os
 import sys
 import time
@@ -11,12 +10,13 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from train.config import TrainConfig
 from train.files import json_files, whole_files
 from train.run.tensorboard import TensorBoard
 from train.run.watchdog import Watchdog
+from train.run.whole import Whole
 
 
 class RunLog:
@@ -25,10 +25,10 @@ class RunLog:
     Metrics may still be on the device; more scalars of a step are more keys.
     """
 
-    def __init__(self, directory: Path, title: str, config: TrainConfig, start_step: int):
+    def __init__(self, directory: Path, title: str, config: TrainConfig, start_step: int, whole: Whole | None = None):
         self._file = MetricsFile(directory / "metrics.jsonl", start_step, config.tensorboard)
         self._bar = Bar(title, config.steps, start_step)
-        self._rate = Rate(config.batch_size, config.steps)
+        self._rate = Rate(config.batch_size, config.steps, whole or Whole(1, config.steps))
 
     def __enter__(self) -> "RunLog":
         self._bar.__enter__()
@@ -37,6 +37,11 @@ class RunLog:
     def __exit__(self, *_) -> None:
         self._bar.__exit__()
         self._file.close()
+
+    def compiling(self, step: int) -> None:
+        """Says why nothing moves before the first step."""
+        self._bar.line(step, "compiling ...")
+        self._bar.update(step, "compiling ...")
 
     def train(self, step: int, metrics: dict[str, Any]) -> None:
         """What the training step `step` gave."""
@@ -165,7 +170,7 @@ class Bar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
         )
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+        self._progress = Progress(*columns, console=self._console, transient=True)
         self._task = self._progress.add_task(title, total=steps, completed=start_step, status="")
         self._title, self._steps = title, steps
 
@@ -216,10 +221,13 @@ class DataWait:
 
 
 class Rate:
-    """Images a second between two updates; nothing before the second, since the first interval compiles."""
+    """Images a second between two updates, and how long the whole run still takes.
 
-    def __init__(self, batch_size: int, steps: int):
-        self._batch_size, self._steps = batch_size, steps
+    Nothing before the second update, since the first interval compiles.
+    """
+
+    def __init__(self, batch_size: int, steps: int, whole: Whole):
+        self._batch_size, self._steps, self._whole = batch_size, steps, whole
         self._last: tuple[int, float] | None = None
         self._steps_per_second: float | None = None
 
@@ -240,8 +248,8 @@ class Rate:
     def __str__(self) -> str:
         if self._last is None or self._steps_per_second is None:
             return ""
-        left = datetime.timedelta(seconds=round((self._steps - self._last[0]) / self._steps_per_second))
-        return f"{self._steps_per_second * self._batch_size:,.0f} images/s  {left} left"
+        left = self._whole.text(self._steps - self._last[0], self._steps_per_second)
+        return f"{self._steps_per_second * self._batch_size:,.0f} images/s  {left}"
 
 
 def device_memory() -> dict[str, float]:

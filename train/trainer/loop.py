@@ -20,6 +20,7 @@ from train.run.log import DataWait, RunLog
 from train.run.preemption import Preempted, Preemption
 from train.run.tensorboard import check_installed
 from train.run.watchdog import Watchdog
+from train.run.whole import Whole
 from train.trainer import mesh as meshes
 from train.trainer import nonfinite, online_probe
 from train.trainer.diagnostics import Diagnostics
@@ -74,15 +75,18 @@ def train(
     directory: Path,
     title: str,
     weights: tuple[dict, dict] | None = None,
+    whole: Whole | None = None,
 ) -> Trained:
     """Trains to `config.steps`, going on from the newest checkpoint under `directory` if there is one.
 
-    `weights`, parameters and batch statistics, are what it starts from in place of those that the seed draws.
+    `weights`, parameters and batch statistics, are what it starts from in place of those that the seed draws. `whole`
+    knows what else the run does, so that one line says when all is done.
 
     Writes `metrics.jsonl` and `checkpoints/`. The order within a step is fixed: evaluate, save, diagnose, step, log.
     """
     run = prepare(config, sites)
     normalize = Normalize(config.data.mean, config.data.std)
+    known = make_train_step.cache_info().misses
     train_step = make_train_step(
         run.graphdef, run.optimizer, normalize, objective(config), run.mesh, config.ema, config.guard
     )
@@ -106,8 +110,10 @@ def train(
         diagnostics = Diagnostics(run.architecture, normalize, objective(config))
         batches = DataWait(_train_batches(run, config, seed, start), watchdog)
         boundary = functools.partial(_boundary, watchdog, preemption)
-        with RunLog(directory, title, config, start) as log:
+        with RunLog(directory, title, config, start, whole) as log:
             log.warn(step := start, warnings)
+            if make_train_step.cache_info().misses > known and start < config.steps:
+                log.compiling(start)
             try:
                 for step in range(start, config.steps + 1):
                     boundary()
