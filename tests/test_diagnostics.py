@@ -1,3 +1,4 @@
+import functools
 import json
 from dataclasses import replace
 
@@ -50,6 +51,17 @@ def test_every_layer_is_diagnosed_and_its_pull_is_that_of_the_penalty_over_that_
     pull = np.linalg.norm(jax.grad(REG.penalty)(h)) / np.linalg.norm(jax.jit(jax.grad(loss_after))(h))
     for name, value in (vc.diagnose(h, delta=0.05)._asdict() | {"gradient_ratio": pull}).items():
         np.testing.assert_allclose(found[f"block 1/{name}"], value, rtol=2e-3, err_msg=name)
+    # The penalty written out: Eq. 3, and Eq. 7 in the place of Eq. 4.
+    x = np.asarray(h, np.float64).reshape(-1, h.shape[-1])
+    d, covariance = x.shape[1], np.cov(x.T)
+    off = np.abs(covariance[~np.eye(d, dtype=bool)])
+    terms = {
+        "variance_term": 1.28 / d * np.maximum(0, 1 - np.sqrt(np.diag(covariance) + REG.eps)).sum(),
+        "covariance_term": 0.16 / (d * (d - 1)) * np.where(off <= 0.05, off**2, 2 * 0.05 * off - 0.05**2).sum(),
+    }
+    for name, value in (terms | {"penalty": sum(terms.values())}).items():
+        np.testing.assert_allclose(found[f"block 1/{name}"], value, rtol=2e-3, err_msg=name)
+    assert "features/penalty" not in found and "downsample 1/covariance_term" in found
     layers = [name.split("/")[0] for name in found if name.endswith("effective_rank")]
     assert sorted(layers) == ["block 1", "block 2", "block 3", "block 4", "downsample 1", "features"]
     assert found["features/gradient_ratio"] == 0 and found["downsample 1/gradient_ratio"] > 0
@@ -68,7 +80,7 @@ def test_the_training_step_is_the_same_program_with_and_without_it(config, tmp_p
             texts.append(step.lower(state, batch, 0).as_text())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "make_train_step", lowered)
+    monkeypatch.setattr(loop, "make_train_step", functools.cache(lowered))
     for every in (0, 1):
         with pytest.raises(KeyboardInterrupt):
             loop.train(replace(config, diagnose_every=every), SITES, 0, tmp_path, "run")

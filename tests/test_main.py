@@ -39,7 +39,7 @@ ALONE = ("--num-processes", "1")  # JAX may be asked for other hosts only before
         (["run"], "CONFIG such as digits or configs/digits.py (required)"),
         (
             ["walk"],
-            "Unknown command 'walk'. Known: run, try, report, prepare, data, features, probe, analyse, doctor, convert",
+            "Unknown command 'walk'. Known: run, try, report, runs, prepare, data, features, probe, analyse, doctor, ",
         ),
         (["rum", CONFIG], "Unknown command 'rum'. Did you mean 'run'?"),
         (["analyse"], "`python -m train analyse` needs a run folder"),

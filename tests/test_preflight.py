@@ -98,7 +98,7 @@ def test_memory_holds_at_least_the_state_and_the_batch(compiled):
         ("bfloat16", 4, 5.75, 25.75, ["--train.batch-size 228"]),
         ("float32", 1, 5.75, 25.75, ["--train.batch-size 228", "--train.mesh.fsdp 4", "--train.model.dtype bfloat16"]),
         ("bfloat16", 2, 17.0, 20.0, ["--train.mesh.fsdp 4"]),
-        ("bfloat16", 4, 17.0, 20.0, ["take a topology of more chips"]),
+        ("bfloat16", 4, 17.0, 20.0, ["take more devices"]),
     ],
 )
 def test_what_would_make_a_step_fit_is_named(mesh, dtype, fsdp, state, needed, expected):

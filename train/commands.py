@@ -149,6 +149,29 @@ def _table(name: str) -> None:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """List the runs, with state, last step and accuracy, or compare two: what differs in config and result."""
+
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN")] = ()  # two, by name or folder; none: list all
+    directory: Annotated[Path, arg(metavar="FOLDER")] = Path("runs")  # where they lie
+
+    def run(self, command: str) -> None:
+        """Prints a table."""
+        del command
+        from train.reports import runs
+
+        if len(self.runs) not in (0, 2):
+            raise ValueError(
+                f"`python -m train runs` compares two runs, got {len(self.runs)}; without any it lists all."
+            )
+        if not self.runs:
+            found = runs.list_runs(self.directory)
+            return print(runs.format_list(found) if found else f"There is no run under {self.directory}.")
+        folders = [Path(name) if Path(name).is_dir() else self.directory / name for name in self.runs]
+        print(runs.compare(*map(runs.read, folders)))
+
+
+@dataclass(frozen=True)
 class Prepare:
     """Prepare a data set: from its owner's files, from class folders, from an .npz file or a CSV list of files."""
 
@@ -355,13 +378,17 @@ class Crosscheck:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Compile a config's training step for TPUs that are not there: does it fit, and what does it send?
+    """Does a config's training step fit, here or on TPUs that are not there, and how long does it take?
 
-    Fields of the config can be overridden as in `run`. Exit status 1 when a step does not fit.
+    `--device gpu` takes steps on this machine's own devices; `--topology v5e:4x4` asks the TPU compiler for memory,
+    cycles and what is sent. Fields of the config can be overridden as in `run`. Exit status 1 when a step does not fit.
     """
 
     config: Annotated[Positional[str], arg(metavar="CONFIG")]  # such as pod or configs/pod.py
-    topology: Annotated[str, arg(metavar="KIND:CHIPS")]  # such as v5e:4x4
+    topology: Annotated[str | None, arg(metavar="KIND:CHIPS")] = None  # such as v5e:4x4
+    device: Literal["cpu", "gpu", "tpu"] | None = None  # of this machine
+    point: str | None = None  # of the config's sweep
+    seconds: float = 10.0  # with --device, for which each arm's steps are timed
     image_shape: tuple[int, int, int] | None = None  # height, width, channels; default: the data set's
     num_classes: int | None = None  # default: the data set's
     json: Annotated[Path | None, arg(metavar="FILE")] = None  # to which everything is written
@@ -371,15 +398,24 @@ class Preflight:
         """Prints what the compiler says of every arm."""
         from train import command_line, config_file
 
-        config = config_file.load(config_file.find(self.config))
+        if (self.topology is None) == (self.device is None):
+            raise ValueError("preflight needs either --device gpu, or cpu or tpu, or --topology such as v5e:4x4.")
+        config = config_file.load(config_file.find(self.config), self.point)
         config = command_line.override(config, self.overrides, f"python -m train preflight {self.config}")
-        from train.benchmarks import preflight
+        from train.benchmarks import dry_run, preflight
         from train.config import Experiment
         from train.experiments.grid import Grid
 
         if not isinstance(config, Experiment | Grid):
             raise ValueError(f"preflight compiles what trains on images, {self.config} is a {type(config).__name__}.")
-        if not preflight.run(config, self.topology, self.image_shape, self.num_classes, command, self.json):
+        shape, classes = self.image_shape, self.num_classes
+        if self.topology is not None:
+            fits = preflight.run(config, self.topology, shape, classes, command, self.json)
+        elif self.device is None or isinstance(config, Grid):
+            raise ValueError("A grid trains many networks as one program: preflight takes it with --topology alone.")
+        else:
+            fits = dry_run.run(config, self.device, shape, classes, self.seconds, command, self.json)
+        if not fits:
             sys.exit(1)
 
 
@@ -393,6 +429,7 @@ COMMANDS: dict[str, type[Any]] = {
     "run": Run,
     "try": Try,
     "report": Report,
+    "runs": Runs,
     "prepare": Prepare,
     "data": Data,
     "features": Features,

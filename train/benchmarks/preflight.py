@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -38,14 +39,8 @@ def run(
     What is None of the shape of the images and the number of classes is asked of the config's data set.
     """
     jax.config.update("jax_platforms", "cpu")  # also where there are chips, which may be at work
-    if image_shape is None or num_classes is None:
-        from train.data import pipeline
-
-        data = pipeline.load(config.train.data, "train")
-        image_shape = data.image_shape if image_shape is None else image_shape
-        num_classes = data.num_classes if num_classes is None else num_classes
-    height, width, channels = image_shape
-    planned = plan(config, topology, (height, width, channels), num_classes)
+    memory = HBM_BYTES.get(topology.partition(":")[0], 0.0)
+    planned = make_plan(config, topology, topology_devices(topology), memory, image_shape, num_classes)
     print(heading(planned), flush=True)
     found: dict[str, Compiled | TooLarge] = {}
     for name, sites in planned.arms.items():
@@ -58,35 +53,51 @@ def run(
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment's training step on a topology, found to be possible; nothing is compiled yet."""
+    """An experiment's training step on some devices, found to be possible; nothing is compiled yet."""
 
     name: str  # of the experiment
-    topology: str
+    topology: str  # of the devices, in words
     train: TrainConfig
     image_shape: tuple[int, int, int]
     num_classes: int
     arms: dict[str, Sites]  # by name; the first, "identity", has no regularizer
     mesh: Mesh
-    hbm_bytes: float  # of one chip
-    state_bytes: int  # on one chip: parameters, running statistics and the optimizer's state
+    hbm_bytes: float  # memory of one device
+    state_bytes: int  # on one device: parameters, running statistics and the optimizer's state
 
 
-def plan(config: Experiment | Grid, topology: str, image_shape: tuple[int, int, int], num_classes: int) -> Plan:
+def make_plan(
+    config: Experiment | Grid,
+    topology: str,
+    devices: Sequence[Any],
+    hbm_bytes: float,
+    image_shape: Sequence[int] | None,
+    num_classes: int | None,
+) -> Plan:
     """What `compile_arm` works with: the arms that regularize, and none.
 
+    What is None of the shape of the images and the number of classes is asked of the config's data set.
+
     Raises:
-      ValueError: without libtpu, for an unknown topology, a mesh or a batch that does not divide over its chips, or a
-        network that cannot take images of this shape.
+      ValueError: for a mesh or a batch that does not divide over the devices, a network that cannot take images of
+        this shape, and a data set that is asked and not there.
     """
+    if image_shape is None or num_classes is None:
+        from train.data import pipeline
+
+        data = pipeline.load(config.train.data, "train")
+        image_shape = data.image_shape if image_shape is None else image_shape
+        num_classes = data.num_classes if num_classes is None else num_classes
+    height, width, channels = image_shape
+    image_shape = height, width, channels
     if min(*image_shape, num_classes) < 1:
         raise ValueError(f"Images and classes need sizes of at least 1, got {image_shape} and {num_classes} classes.")
     train, arms = config.train, {name: sites for name, sites in _sites(config).items() if sites != Sites()}
-    mesh = meshes.make_mesh(train.mesh, topology_devices(topology))
+    mesh = meshes.make_mesh(train.mesh, devices)
     meshes.check_batch_size(train.batch_size, mesh)
     architecture = Architecture(train.model, num_classes, image_shape, Sites(), train.joint_embedding)
     leaves = jax.tree.leaves(abstract_state(architecture, _optimizer(architecture, train), mesh))
     state_bytes = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-    hbm_bytes = HBM_BYTES[topology.partition(":")[0]]
     arms = {"identity": Sites()} | arms
     return Plan(config.name, topology, train, image_shape, num_classes, arms, mesh, hbm_bytes, state_bytes)
 
@@ -150,7 +161,7 @@ def remedies(plan: Plan, needed_bytes: float) -> list[str]:
         options.append(f"--train.mesh.fsdp {min(chips, 4 * train.mesh.fsdp)}")
     if train.model.dtype == "float32":
         options.append("--train.model.dtype bfloat16")
-    return options or ["take a topology of more chips"]
+    return options or ["take more devices"]
 
 
 def write_json(plan: Plan, found: dict[str, Compiled | TooLarge], command: str, path: Path) -> None:

@@ -80,6 +80,18 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether a process writes to the folder; where files cannot be locked it is not known, and False."""
+    try:
+        with (folder / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _check_config(folder: Path, described: Any) -> None:
     path = folder / "config.json"
     if not path.exists():

@@ -102,8 +102,9 @@ def make_look(
     """A jitted `(state, batch, seed) -> numbers` of every block's output, the features, and every regularized layer.
 
     Of each layer h: what `vc.diagnose` finds, and `gradient_ratio`, the norm of the gradient that the layer's own
-    regularizer adds over that of the task's loss with respect to h (0 without one). The network is in training mode and
-    sees what the step's own loss shows it.
+    regularizer adds over that of the task's loss with respect to h (0 without one). Where there is a regularizer, its
+    `penalty`, and of VCReg that penalty's two terms with their weights, `variance_term` and `covariance_term`. The
+    network is in training mode and sees what the step's own loss shows it.
     """
     layers, sites = _Layers(), architecture.sites
     downsample = sites.downsample
@@ -147,4 +148,13 @@ def _numbers(regularizer: Any, h: Array, of_task: Array) -> dict[str, Array]:
     own = regularizer.gradient(h) if hasattr(regularizer, "gradient") else jnp.zeros(())
     size = jnp.linalg.norm(of_task.astype(jnp.float32))
     ratio = jnp.linalg.norm(own.astype(jnp.float32)) / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
-    return {**diagnosis._asdict(), "gradient_ratio": ratio}
+    return {**diagnosis._asdict(), "gradient_ratio": ratio, **_penalties(regularizer, h)}
+
+
+def _penalties(regularizer: Any, h: Array) -> dict[str, Array]:
+    if regularizer is vc.identity or not hasattr(regularizer, "penalty"):
+        return {}
+    if not isinstance(regularizer, vc.VCReg):
+        return {"penalty": regularizer.penalty(h)}
+    variance, covariance = replace(regularizer, beta=0.0).penalty(h), replace(regularizer, alpha=0.0).penalty(h)
+    return {"penalty": variance + covariance, "variance_term": variance, "covariance_term": covariance}
