@@ -1,6 +1,7 @@
 """Training from given weights, and arms that are given and not trained; PyTorch and the file itself are the oracles."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import vcreg_jax as vc
-from configs import digits
+from configs import digits, finetune_cifar100
 from tests.torch_models import CifarNet, channels_first, perturbed
 from train.config import Candidate, ModelConfig
 from train.data import pipeline
@@ -18,6 +19,32 @@ from train.interop import initial_weights
 from train.reports import report, report_page
 from train.trainer import loop
 from vcreg_jax import Sites
+
+
+PUBLISHED = Path(__file__).parent.parent.parent / "shared/weights/resnet32-d509ac18.th"
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason="needs ../shared beside a development checkout")
+@pytest.mark.usefixtures("one_torch_thread")
+def test_fine_tuning_on_cifar100_starts_at_the_features_of_the_published_network():
+    points = finetune_cifar100.sweep()
+    tuned, given = points["tuned"].train, points["given"].arms["none"][0].given
+    assert tuned.initial_weights == given == f"runs/weights/{PUBLISHED.name}" and not tuned.initial_head
+    stand_in = {"name": "synthetic", "synthetic_size": 32, "synthetic_classes": 20, "synthetic_images": 32}
+    data = replace(tuned.data, **stand_in, in_memory=False)
+    train = replace(tuned, data=data)
+    weights = initial_weights.load(PUBLISHED, loop.prepare(train, Sites()).architecture, train.initial_head)
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
+    found = np.asarray(loop.load_given(train, Sites(), weights).predict(images)[1])
+    theirs = CifarNet(5, num_classes=10).eval()
+    saved = torch.load(PUBLISHED, weights_only=True, map_location="cpu")["state_dict"]
+    theirs.load_state_dict({name.removeprefix("module."): value for name, value in saved.items()})
+    theirs.linear = torch.nn.Identity()
+    # What their README says: ImageNet's mean and standard deviation, of pixels in 0..1.
+    pixels = (images / np.float32(255) - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        expected = theirs(channels_first(pixels.astype(np.float32))).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")
