@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from configs import strength_digits
 from train.experiments.grid import Grid, Strengths
-from vcreg_jax import DeCov, Decorrelation, KoLeo, SIGReg, Sites, VCReg, WeakSIGReg, WLDReg
+from vcreg_jax import Decorrelation, DeCov, KoLeo, SIGReg, Sites, VCReg, WeakSIGReg, WLDReg
 
 
 def get_config() -> Grid:
