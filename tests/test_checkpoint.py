@@ -83,6 +83,19 @@ def test_the_newest_and_the_best_checkpoints_are_kept_also_by_the_next_process(t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "6", "7"]  # of equals the newer
 
 
+def test_the_best_is_what_most_of_the_named_number_was_found_of_also_by_the_next_process(tmp_path):
+    found = {1: 3.0, 2: 9.0, 3: 4.0, 4: 5.0}
+    with Checkpoints(tmp_path, CheckpointConfig(keep_newest=1), {}, "rankme") as checkpoints:
+        with pytest.raises(ValueError, match="keeps no state of which rankme is known"):
+            checkpoints.restore_best(like=_state())
+        for step, rank in found.items():
+            checkpoints.save(step, _state(step), {"accuracy": 0.1 * step, "rankme": rank}, wait=True)
+    with Checkpoints(tmp_path, CheckpointConfig(), {}, "rankme") as checkpoints:
+        step, state, validation = checkpoints.restore_best(like=_state())
+    assert (step, validation) == (2, {"accuracy": 0.2, "rankme": 9.0})
+    assert _bits(state) == _bits(_state(2))
+
+
 def test_another_model_or_optimizer_is_refused_with_every_difference_listed(tmp_path):
     with _open(tmp_path) as checkpoints:
         checkpoints.save(1, _state()["params"], {}, wait=True)

@@ -8,6 +8,8 @@ import torch
 from flax import nnx
 
 import vcreg_jax as vc
+from train.config import ModelConfig
+from train.trainer.model import Architecture
 from vcreg_jax.models.projector import Projected, Projector
 
 
@@ -62,6 +64,21 @@ def test_a_projected_backbone_returns_embeddings_of_the_features_it_has_without(
     np.testing.assert_allclose(
         embeddings, torch_projector(projected.projector).eval()(torch.tensor(np.array(features))).detach(), atol=1e-5
     )
+
+
+def test_a_classifier_with_a_projector_has_the_features_it_has_without():
+    config, shape, images = (
+        ModelConfig("convnext_digits"),
+        (8, 8, 1),
+        jax.random.normal(jax.random.key(0), (5, 8, 8, 1)),
+    )
+    plain = Architecture(config, 3, shape, vc.Sites()).create(7)
+    model = Architecture(ModelConfig("convnext_digits", projector=(6, 4)), 3, shape, vc.Sites()).create(7)
+    logits, features = model(images)
+    np.testing.assert_array_equal(features, plain(images)[1])
+    layers = torch_projector(model.projector)
+    assert [layer.out_features for layer in layers if isinstance(layer, torch.nn.Linear)] == [6, 4, 3]
+    np.testing.assert_allclose(logits, layers.eval()(torch.tensor(np.array(features))).detach(), atol=1e-5)
 
 
 def test_widths_that_do_not_fit_are_refused():

@@ -87,6 +87,28 @@ def test_training_watches_validation_features_with_both(tmp_path):
     np.testing.assert_allclose(logged["knn_accuracy"], (votes.argmax(axis=1) == labels).mean(), atol=2 / len(rows))
 
 
+def test_the_step_of_the_largest_rankme_is_tested_if_asked_for_also_when_run_again(tmp_path):
+    whole = digits.get_config().train
+    data = replace(whole.data, directory=str(tmp_path / "data"))
+    steps = {"steps": 8, "eval_every": 2, "save_every": 2}
+    train = replace(whole, data=data, batch_size=64, monitor_images=30, tested_by="rankme", **steps)
+    schedule = replace(train.optimizer.schedule, peak_learning_rate=0.05, warmup_steps=0)
+    train = replace(train, optimizer=replace(train.optimizer, schedule=schedule))
+    trained = loop.train(train, Sites(), 0, tmp_path, "stopped")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line for line in lines if line["split"] == "validation"}
+    saved = {step: line["rankme"] for step, line in found.items() if step > 0}
+    assert trained.step == max(saved, key=lambda step: saved[step]) < 8  # or the last one would do
+    assert trained.validation_accuracy == found[trained.step]["accuracy"]
+    rows, _ = features.extract(trained.predict, pipeline.load(data, "validation"), 64, trained.mesh)
+    p = np.linalg.svd(rows.astype(np.float64), compute_uv=False)
+    p = p / p.sum()
+    np.testing.assert_allclose(saved[trained.step], np.exp(-(p * np.log(p)).sum()), rtol=1e-4)
+    assert loop.train(train, Sites(), 0, tmp_path, "again").step == trained.step
+    with pytest.raises(ValueError, match="needs monitor_images > 0"):
+        loop.prepare(replace(train, monitor_images=0), Sites())
+
+
 @pytest.mark.parametrize("more", [(quick.knn, 2), (quick.ridge, 2, [1.0])])
 @pytest.mark.parametrize(
     ("changes", "message"),

@@ -80,9 +80,12 @@ class ModelConfig:
     stochastic_depth: float = 0.0  # drop rate of the last block, linear from 0 at the first
     norm_scope: Literal["global"] | int = "global"  # whose statistics batch norms take, the batch's or k groups'
     zero_init_residual: bool = False  # each block of a ResNet starts as its shortcut: the scale of its last norm is 0
+    # Widths of layers with batch norm and ReLU between features and classifier, for training alone: features are those
+    # before. None: none.
+    projector: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        _check(self, stochastic_depth=_SHARE)
+        _check(self, stochastic_depth=_SHARE, projector=_COUNT)
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ class CheckpointConfig:
     """Which checkpoints are kept, and what becomes of a run that cannot write one."""
 
     keep_newest: int = 2  # of which one may turn out to be damaged
-    keep_best: int = 1  # by validation accuracy, of the steps that are evaluated and saved
+    keep_best: int = 1  # by validation accuracy or `tested_by`, of the steps that are evaluated and saved
     on_save_error: Literal["continue", "stop"] = "continue"  # with a warning in metrics.jsonl, too
 
     def __post_init__(self):
@@ -248,6 +251,9 @@ class TrainConfig:
     save_every: int = 500  # steps
     log_every: int = 10  # steps
     monitor_images: int = 0  # training images whose features are probed at every evaluation
+    # Of the checkpoints that are evaluated, the one with the most of this is tested; RankMe needs no label, and
+    # monitor_images > 0. None: the last step is.
+    tested_by: Literal["accuracy", "rankme"] | None = None
     diagnose_every: int = 0  # steps between looks into every layer, beside step 1; 0: never
     tensorboard: bool = False  # event files beside metrics.jsonl; needs the extra `tensorboard`
     hang_seconds: float = 600.0  # for a step, a batch or a checkpoint, then the run ends; ten times as long to compile
@@ -329,6 +335,7 @@ class Candidate:
     sites: Sites = field(default_factory=Sites)
     weight_decay: float | None = None  # None: the recipe's
     peak_learning_rate: float | None = None  # None: the recipe's
+    projector: tuple[int, ...] | None = None  # None: the recipe's
     given: str = ""  # weights with their classifier, as `initial_weights`: probed as they are, without a training step
 
     def __post_init__(self):

@@ -58,13 +58,14 @@ def arms(config: Experiment) -> dict[str, tuple[Candidate, ...]]:
 
 
 def recipe(train: TrainConfig, candidate: Candidate) -> TrainConfig:
-    """`train` with the candidate's weight decay and learning rate."""
+    """`train` with the candidate's weight decay, learning rate and projector."""
     rule, schedule = train.optimizer.rule, train.optimizer.schedule
     if candidate.weight_decay is not None:
         rule = replace(rule, weight_decay=candidate.weight_decay)
     if candidate.peak_learning_rate is not None:
         schedule = replace(schedule, peak_learning_rate=candidate.peak_learning_rate)
-    return replace(train, optimizer=replace(train.optimizer, rule=rule, schedule=schedule))
+    model = train.model if candidate.projector is None else replace(train.model, projector=candidate.projector)
+    return replace(train, model=model, optimizer=replace(train.optimizer, rule=rule, schedule=schedule))
 
 
 def _check(config: Experiment) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def _validate(config: Experiment, arm: str, candidate: Candidate, directory: Pat
     trained, features_of = _train(config, arm, candidate, config.tuning_seed, directory, whole)
     on = targets.on(config.train.data, config.targets)
     found = {name: targets.validate(target, features_of) for name, target in on.items()}
-    return {"validation_accuracy": trained.validation_accuracy, "targets": found}
+    return {"validation_accuracy": trained.validation_accuracy, "step": trained.step, "targets": found}
 
 
 def _train_and_test(
@@ -142,7 +143,7 @@ def _train_and_test(
     """Writes the result; `said` are the protocols that were printed, each once a run."""
     trained, features_of = _train(config, arm, candidate, seed, directory, whole)
     result, drawn = _earlier(directory)
-    result = result or {"accuracy": _accuracy(config, trained), "targets": {}}
+    result = result or {"accuracy": _accuracy(config, trained), "step": trained.step, "targets": {}}
     for name, target in targets.on(config.train.data, config.targets).items():
         if name in result["targets"]:
             continue

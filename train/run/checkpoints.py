@@ -32,26 +32,30 @@ class _Kept:
     """Which checkpoints Orbax preserves: the newest, and those of the best accuracies, which may still be added."""
 
     config: CheckpointConfig
-    accuracies: dict[int, float | None]  # by step
+    values: dict[int, float | None]  # by step, of what makes one the best
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """One answer for each of the checkpoints, oldest first."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        rated = [step for step in steps if self.accuracies.get(step) is not None]
-        best = sorted(rated, key=lambda step: (self.accuracies[step], step), reverse=True)
-        kept = {*steps[-self.config.keep_newest :], *best[: self.config.keep_best]}
+        kept = {*steps[-self.config.keep_newest :], *self.best(steps)[: self.config.keep_best]}
         return [step in kept for step in steps]
+
+    def best(self, steps: Sequence[int]) -> list[int]:
+        """Those that are rated, the best first, the later of equals."""
+        rated = [step for step in steps if self.values.get(step) is not None]
+        return sorted(rated, key=lambda step: (self.values[step], step), reverse=True)
 
 
 class Checkpoints:
     """The checkpoints of one run, by step; a context manager that waits for pending saves.
 
-    Kept are the newest ones and those with the best validation accuracy. `run` is put beside every state: whatever
-    JSON can hold. With several hosts all must make every call together.
+    Kept are the newest ones and those with most of `best_by` on validation images, by default accuracy. `run` is put
+    beside every state: whatever JSON can hold. With several hosts all must make every call together.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, run: Mapping[str, Any]):
+    def __init__(self, directory: Path, config: CheckpointConfig, run: Mapping[str, Any], best_by: str | None = None):
         self._directory, self._config, self._run = directory.absolute(), config, run
+        self._best_by = best_by or "accuracy"
         self._kept = _Kept(config, {})
         self._pending: int | None = None
         orbax_tracebacks.drop()
@@ -78,7 +82,7 @@ class Checkpoints:
             arrays = by_path(state)
             about = describe(arrays, validation, self._run)
             items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
-            self._kept.accuracies[step] = validation.get("accuracy")
+            self._kept.values[step] = validation.get(self._best_by)
             self._pending = step
             try:
                 self._manager.save(step, args=items)
@@ -118,18 +122,31 @@ class Checkpoints:
             )
         return None
 
+    def restore_best(self, like: Any) -> tuple[int, Any, Mapping[str, float]]:
+        """Of the kept states the one with most of `best_by`: its step, it, and what was found on validation images.
+
+        Raises:
+          ValueError: when no evaluated state is kept.
+          CheckpointCorruptError: when it is damaged.
+        """
+        best = self._kept.best(self._manager.all_steps())
+        if not best:
+            raise ValueError(f"{self._directory} keeps no state of which {self._best_by} is known.")
+        state, about = read_state(self._directory / str(best[0]), like)
+        return best[0], state, about["validation"]
+
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept, create=True, cleanup_tmp_directories=True, save_root_metadata=False
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
-        self._kept.accuracies.update({step: self._accuracy(step) for step in manager.all_steps()})
+        self._kept.values.update({step: self._value(step) for step in manager.all_steps()})
         return manager
 
-    def _accuracy(self, step: int) -> float | None:
+    def _value(self, step: int) -> float | None:
         try:
-            return read_about(self._directory / str(step))["validation"].get("accuracy")
+            return read_about(self._directory / str(step))["validation"].get(self._best_by)
         except CheckpointCorruptError:
             return None  # said when it is restored
 

@@ -22,6 +22,7 @@ class Trained:
     mesh: Mesh
     predict: Predict
     validation_accuracy: float  # share of correct labels of the training task
+    step: int = 0  # at which it had these weights; 0 for weights that were given
 
 
 def evaluate(

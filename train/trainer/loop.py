@@ -56,6 +56,8 @@ def prepare(config: TrainConfig, sites: Sites) -> Prepared:
         check_installed()
     if config.joint_embedding is not None and (config.data.second_view is None or not config.monitor_images):
         raise ValueError("joint_embedding needs data.second_view, and monitor_images > 0 to say how it goes.")
+    if config.tested_by == "rankme" and not config.monitor_images:
+        raise ValueError('tested_by="rankme" needs monitor_images > 0, at least the 20 of the nearest neighbours.')
     if config.joint_embedding is None and config.data.second_view is not None:
         raise ValueError("data.second_view is for joint_embedding, which this config has not.")
     check_mix(config.mix, config.batch_size, config.data.repeats)
@@ -98,7 +100,7 @@ def train(
         jax.set_mesh(run.mesh),
         Watchdog(config.hang_seconds) as watchdog,
         Preemption(run.mesh) as preemption,
-        Checkpoints(directory / "checkpoints", config.checkpoints, about) as checkpoints,
+        Checkpoints(directory / "checkpoints", config.checkpoints, about, config.tested_by) as checkpoints,
     ):
         state = create_state(run.architecture, run.optimizer, run.mesh, seed, config.ema is not None, config.guard)
         if weights is not None:
@@ -138,7 +140,10 @@ def train(
             except Preempted:
                 log.warn(step, checkpoints.save(step, state, {}, wait=True))
                 raise
-    return Trained(state, run.mesh, functools.partial(predict_with, *weights_to_use(state)), validation["accuracy"])
+        if config.tested_by is not None:
+            step, state, validation = checkpoints.restore_best(like=state)
+    predict = functools.partial(predict_with, *weights_to_use(state))
+    return Trained(state, run.mesh, predict, validation["accuracy"], step)
 
 
 def load_given(config: TrainConfig, sites: Sites, weights: tuple[dict, dict]) -> Trained:

@@ -45,9 +45,12 @@ class Architecture:
             **starts,
             rngs=rngs,
         )
-        if self.joint_embedding is None:
+        if self.joint_embedding is not None:
+            widths, norm_last = self.joint_embedding.projector, self.joint_embedding.norm_last
+        elif self.config.projector:
+            widths, norm_last = (*self.config.projector, self.num_classes), False  # the last layer is the classifier
+        else:
             return network
-        widths, norm_last = self.joint_embedding.projector, self.joint_embedding.norm_last
         features = network.head.in_features
         network.head = None
         return Projected(network, Projector(features, widths, norm_last=norm_last, dtype=dtype, rngs=rngs, **norms))

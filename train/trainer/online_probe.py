@@ -11,6 +11,7 @@ from train.config import TrainConfig
 from train.data.pipeline import Split
 from train.trainer.evaluation import Predict
 from train.trainer.features import extract
+from vcreg_jax.metrics import rankme
 from vcreg_jax.probes import quick
 
 SHARES = np.geomspace(1e-4, 1e2, 7)  # strengths of the ridge, in units of the mean eigenvalue of x'x
@@ -24,9 +25,9 @@ def watch(
     mesh: Mesh,
     boundary: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Validation accuracy, fractions, of 20 nearest neighbours and of the best of seven ridge regressions.
+    """Validation accuracy, fractions, of 20 nearest neighbours and of the best of seven ridge regressions; RankMe.
 
-    Both learn from `config.monitor_images` training images, always the same ones. To compare checkpoints with, not to
+    The first two learn from `config.monitor_images` training images, always the same ones. To compare checkpoints with, not to
     report: the ridge's strength is chosen on what it is measured on. `boundary` is called at every batch.
     """
     x, y = extract(predict, _part(train, config.monitor_images), config.batch_size, mesh, boundary)
@@ -38,6 +39,7 @@ def watch(
     return {
         "knn_accuracy": float((np.asarray(nearest) == labels).mean()),
         "ridge_accuracy": float((np.asarray(ridges) == labels[None]).mean(axis=1).max()),
+        "rankme": float(rankme(jnp.asarray(rows))),  # of validation features
     }
 
 
