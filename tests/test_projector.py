@@ -67,13 +67,12 @@ def test_a_projected_backbone_returns_embeddings_of_the_features_it_has_without(
 
 
 def test_a_classifier_with_a_projector_has_the_features_it_has_without():
-    config, shape, images = (
-        ModelConfig("convnext_digits"),
-        (8, 8, 1),
-        jax.random.normal(jax.random.key(0), (5, 8, 8, 1)),
-    )
-    plain = Architecture(config, 3, shape, vc.Sites()).create(7)
-    model = Architecture(ModelConfig("convnext_digits", projector=(6, 4)), 3, shape, vc.Sites()).create(7)
+    images = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
+
+    def network(projector):
+        return Architecture(ModelConfig("convnext_digits", projector=projector), 3, (8, 8, 1), vc.Sites()).create(7)
+
+    plain, model = network(None), network((6, 4))
     logits, features = model(images)
     np.testing.assert_array_equal(features, plain(images)[1])
     layers = torch_projector(model.projector)

@@ -27,8 +27,8 @@ def watch(
 ) -> dict[str, float]:
     """Validation accuracy, fractions, of 20 nearest neighbours and of the best of seven ridge regressions; RankMe.
 
-    The first two learn from `config.monitor_images` training images, always the same ones. To compare checkpoints with, not to
-    report: the ridge's strength is chosen on what it is measured on. `boundary` is called at every batch.
+    The first two learn from `config.monitor_images` training images, always the same ones. To compare checkpoints
+    with, not to report: the ridge's strength is chosen on what it is measured on. `boundary` is called at every batch.
     """
     x, y = extract(predict, _part(train, config.monitor_images), config.batch_size, mesh, boundary)
     rows, labels = extract(predict, validation, config.batch_size, mesh, boundary)
