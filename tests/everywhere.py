@@ -5,7 +5,7 @@ An oracle is PyTorch's penalty of `(n, d)` rows in float64, its gradient by auto
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,15 @@ from tests.test_sharding import collectives
 P = PartitionSpec
 InNumPy, InTorch = Callable[[np.ndarray], float], Callable[[torch.Tensor], torch.Tensor]
 WAYS = ("auto", "auto, two axes", "explicit", "explicit, two axes", "pmap", "shard_map", "shard_map with axis_name")
+
+
+class Case(NamedTuple):
+    """A regularizer in one form, its oracles and what its backward pass sends in the global scope."""
+
+    make: Callable[..., Any]  # it with other fields than its test's
+    in_numpy: InNumPy
+    in_torch: InTorch
+    sent: tuple[str, ...] = ("all-reduce",)
 
 
 def features(*shape: int, offset: float = 0.4) -> np.ndarray:
@@ -102,8 +111,8 @@ def check_masks(make: Callable[..., Any], in_torch: InTorch) -> None:
 def check_devices(make: Callable[..., Any], in_torch: InTorch, way: str) -> None:
     """Eight devices have the gradient and the penalty of one, to 1e-12 of the largest entry."""
     h = features(16, 2, 5)
-    _, (by_oracle, one) = None, (by_torch(in_torch, h)[1], np.asarray(jax.jit(lambda h: added(make(), h))(h)))
-    assert_near(one, by_oracle)
+    one = np.asarray(jax.jit(lambda h: added(make(), h))(h))
+    assert_near(one, by_torch(in_torch, h)[1])
     alone = jax.jit(make().penalty)(h)
     gradient, penalty = _on_eight(make, h, way)
     assert_near(gradient, one, 1e-12)
@@ -153,12 +162,13 @@ def sent(reg: Any, way: str, h: np.ndarray) -> Counter:
         return collectives(reg.gradient, jax.device_put(h, NamedSharding(mesh, P("data"))))
 
 
-def check_collectives(make: Callable[..., Any], expected: Counter, h: np.ndarray) -> None:
+def check_collectives(make: Callable[..., Any], expected: tuple[str, ...], h: np.ndarray) -> None:
     """In the global scope those expected, none in groups that lie on one device."""
+    counts = Counter(expected)
     for way in ("auto", "explicit"):
-        assert sent(make(), way, h) == expected, way
+        assert sent(make(), way, h) == counts, way
         assert sent(make(scope=8), way, h) == Counter(), way
-    assert sent(make(axis_name="data"), "pmap", h) == expected
+    assert sent(make(axis_name="data"), "pmap", h) == counts
     assert sent(make(axis_name="data", scope=8), "pmap", h) == Counter()
 
 

@@ -1,7 +1,5 @@
 """Decorrelation against NumPy's `corrcoef` and PyTorch's."""
 
-from collections import Counter
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ import torch
 
 import vcreg_jax as vc
 from tests import everywhere
-from tests.everywhere import features
+from tests.everywhere import Case, features
 
 EPS = 1e-13  # so that the oracles need none
 
@@ -28,33 +26,11 @@ def in_torch(rows: torch.Tensor) -> torch.Tensor:
     return 0.7 * (r[~torch.eye(len(r), dtype=torch.bool)] ** 2).mean()
 
 
-@pytest.mark.parametrize("shape", [(9, 4), (3, 2, 2, 5)], ids=str)
-def test_formula(x64, shape):
-    everywhere.check_formula(make(), in_numpy, in_torch, features(*shape))
+CASES = {"Decorrelation": Case(make, in_numpy, in_torch)}
 
 
-@pytest.mark.parametrize("way", everywhere.WAYS)
-def test_eight_devices_are_one(x64, way):
-    everywhere.check_devices(make, in_torch, way)
-
-
-def test_groups_and_masks(x64):
-    everywhere.check_groups(make, in_torch)
-    everywhere.check_masks(make, in_torch)
-
-
-@pytest.mark.optimized
-def test_one_all_reduce_and_none_in_groups():
-    everywhere.check_collectives(make, Counter({"all-reduce": 1}), np.float32(features(16, 5)))
-
-
-def test_weights(x64):
-    everywhere.check_weight(make)
-
-
-def test_dtypes_and_models():
+def test_dtypes():
     everywhere.check_dtypes(make(), in_torch)
-    everywhere.check_sites_and_attach(vc.Decorrelation())
 
 
 def test_eps_is_added_to_both_variances(x64):

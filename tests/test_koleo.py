@@ -1,7 +1,5 @@
 """KoLeo against nearest neighbours found by SciPy's trees and by PyTorch's `cdist`."""
 
-from collections import Counter
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from scipy.spatial import KDTree
 
 import vcreg_jax as vc
 from tests import everywhere
-from tests.everywhere import features
+from tests.everywhere import Case, features
 
 
 def make(**fields) -> vc.KoLeo:
@@ -30,32 +28,7 @@ def in_torch(rows: torch.Tensor) -> torch.Tensor:
     return -0.7 * torch.log(others.min(dim=1).values + 1e-8).mean()
 
 
-@pytest.mark.parametrize("shape", [(9, 4), (3, 2, 2, 5)], ids=str)
-def test_formula(x64, shape):
-    everywhere.check_formula(make(), in_numpy, in_torch, features(*shape))
-
-
-@pytest.mark.parametrize("way", everywhere.WAYS)
-def test_eight_devices_are_one(x64, way):
-    everywhere.check_devices(make, in_torch, way)
-
-
-def test_groups_and_masks(x64):
-    everywhere.check_groups(make, in_torch)
-    everywhere.check_masks(make, in_torch)
-
-
-@pytest.mark.optimized
-def test_two_all_gathers_no_all_reduce_and_nothing_in_groups():
-    everywhere.check_collectives(make, Counter({"all-gather": 2}), np.float32(features(16, 5)))
-
-
-def test_weights(x64):
-    everywhere.check_weight(make)
-
-
-def test_dtypes_and_models():
-    everywhere.check_sites_and_attach(make())
+CASES = {"KoLeo": Case(make, in_numpy, in_torch, ("all-gather", "all-gather"))}
 
 
 def test_bfloat16_stays_bfloat16():

@@ -1,6 +1,6 @@
 """SIGReg against its formula in NumPy and PyTorch, with complex exponentials as the paper's Algorithm 1 has them."""
 
-from collections import Counter
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import torch
 
 import vcreg_jax as vc
 from tests import everywhere
-from tests.everywhere import features
+from tests.everywhere import Case, features
 
 
 def make(**fields) -> vc.SIGReg:
@@ -43,37 +43,22 @@ def in_torch(rows: torch.Tensor, reg: vc.SIGReg | None = None) -> torch.Tensor:
     return float(reg.weight) * distance * (len(rows) if reg.scale == "statistic" else 1)
 
 
-@pytest.mark.parametrize("shape", [(9, 4), (3, 2, 2, 4), (1, 3)], ids=str)
-@pytest.mark.parametrize("fields", [{}, {"scale": "distance"}, {"t_max": 5.0, "knots": 9}], ids=str)
-def test_formula(x64, fields, shape):
+def case(**fields) -> Case:
     reg = make(**fields)
-    everywhere.check_formula(reg, lambda h: in_numpy(h, reg), lambda h: in_torch(h, reg), features(*shape))
+    return Case(partial(make, **fields), partial(in_numpy, reg=reg), partial(in_torch, reg=reg))
 
 
-@pytest.mark.parametrize("way", everywhere.WAYS)
-def test_eight_devices_are_one(x64, way):
-    everywhere.check_devices(make, in_torch, way)
+CASES = {"SIGReg": case(), "SIGReg, distance": case(scale="distance")}
 
 
-@pytest.mark.parametrize("scale", ["statistic", "distance"])
-def test_groups_and_masks(x64, scale):
-    reg = make(scale=scale)
-    everywhere.check_groups(lambda **fields: make(scale=scale, **fields), lambda h: in_torch(h, reg))
-    everywhere.check_masks(lambda **fields: make(scale=scale, **fields), lambda h: in_torch(h, reg))
+@pytest.mark.parametrize(("fields", "shape"), [({}, (1, 3)), ({"t_max": 5.0, "knots": 9}, (9, 4))], ids=str)
+def test_a_single_row_and_the_knots_of_algorithm_1(x64, fields, shape):
+    own = case(**fields)
+    everywhere.check_formula(own.make(), own.in_numpy, own.in_torch, features(*shape))
 
 
-@pytest.mark.optimized
-def test_one_all_reduce_and_none_in_groups():
-    everywhere.check_collectives(make, Counter({"all-reduce": 1}), np.float32(features(16, 5)))
-
-
-def test_weights(x64):
-    everywhere.check_weight(make)
-
-
-def test_dtypes_and_models():
+def test_dtypes():
     everywhere.check_dtypes(make(), in_torch)
-    everywhere.check_sites_and_attach(make())
 
 
 def test_directions_have_unit_length_and_change_with_step_and_seed_alone():

@@ -1,6 +1,6 @@
 """Weak-SIGReg against NumPy's covariance and PyTorch's, with and without a sketch."""
 
-from collections import Counter
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 
 import vcreg_jax as vc
 from tests import everywhere
-from tests.everywhere import features
+from tests.everywhere import Case, features
 
 
 def make(**fields) -> vc.WeakSIGReg:
@@ -33,40 +33,16 @@ def in_torch(rows: torch.Tensor, reg: vc.WeakSIGReg | None = None) -> torch.Tens
     return float(reg.weight) * torch.linalg.norm(torch.cov(projected.T) - torch.eye(projected.shape[1]))
 
 
-@pytest.mark.parametrize("shape", [(9, 4), (3, 2, 2, 5)], ids=str)
-@pytest.mark.parametrize("k", [3, 64])
-def test_formula(x64, k, shape):
+def case(k: int) -> Case:
     reg = make(sketch=k)
-    everywhere.check_formula(reg, lambda h: in_numpy(h, reg), lambda h: in_torch(h, reg), features(*shape))
+    return Case(partial(make, sketch=k), partial(in_numpy, reg=reg), partial(in_torch, reg=reg))
 
 
-@pytest.mark.parametrize("way", everywhere.WAYS)
-def test_eight_devices_are_one(x64, way):
-    everywhere.check_devices(make, in_torch, way)
+CASES = {"WeakSIGReg, sketched": case(3), "WeakSIGReg, whole": case(64)}
 
 
-@pytest.mark.parametrize("k", [3, 64])
-def test_groups_and_masks(x64, k):
-    reg = make(sketch=k)
-    everywhere.check_groups(lambda **fields: make(sketch=k, **fields), lambda h: in_torch(h, reg))
-    everywhere.check_masks(lambda **fields: make(sketch=k, **fields), lambda h: in_torch(h, reg))
-
-
-@pytest.mark.optimized
-@pytest.mark.parametrize("k", [3, 64])
-def test_one_all_reduce_and_none_in_groups(k):
-    everywhere.check_collectives(
-        lambda **fields: make(sketch=k, **fields), Counter({"all-reduce": 1}), np.float32(features(16, 5))
-    )
-
-
-def test_weights(x64):
-    everywhere.check_weight(make)
-
-
-def test_dtypes_and_models():
+def test_dtypes():
     everywhere.check_dtypes(make(), in_torch)
-    everywhere.check_sites_and_attach(make())
 
 
 @pytest.mark.parametrize("k", [3, 64])

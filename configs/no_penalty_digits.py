@@ -3,7 +3,7 @@
 Paper  has neither; a projector keeps what transfers (arXiv 2112.00496, 2206.15369), and networks in the middle of
        their training can be better feature extractors than at its end (arXiv 2203.04668)
 Ours   docs/results/neighbours.md
-Run    python -m train run neighbours_digits_plain --point projector; --point early_stopping
+Run    python -m train run no_penalty_digits --point projector; --point early_stopping
 Cost   16 runs, about 20 s each on one CPU core
 
 Training, probes, seeds and number of points are those of neighbours_digits.py. "projector": one or two layers of 128 or
@@ -41,7 +41,7 @@ def experiment(name: str, train: TrainConfig, candidates: tuple[Candidate, ...])
     """One arm, with the seeds and probes of the grid."""
     grid = neighbours_digits.get_config()
     return Experiment(
-        name=f"neighbours_digits_{name}",
+        name=f"no_penalty_{name}",
         title=f"Digits without a penalty: {name.replace('_', ' ')}",
         train=train,
         arms={name: candidates},
