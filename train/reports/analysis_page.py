@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -118,7 +118,7 @@ def _page(arms: Arms, about: Mapping[str, Any]) -> str:
     facts = {"hardware": about["hardware"], "commit": about["commit"], "wall time": f"{about['wall_seconds']:.0f} s"}
     n = len(next(iter(arms.values()))[0].class_names)
     depth = [
-        through_depth(arms, "CDNV, training images", lambda layer: layer.cdnv["train"], log=True),
+        through_depth(arms, "CDNV, training images", lambda layer: layer.cdnv["train"], "log"),
         through_depth(arms, "nearest class mean right, test images", lambda layer: layer.ncc_accuracy["test"]),
         through_depth(arms, "effective rank, all positions", lambda layer: layer.effective_rank),
     ]
@@ -155,8 +155,10 @@ _GEOMETRY = "First seed, features: cosines between class means seen from their c
 
 
 @figures.styled
-def through_depth(arms: Arms, title: str, of: Callable[[Any], float], log: bool = False) -> Figure:
-    """A number at every layer, in the order of computation."""
+def through_depth(
+    arms: Arms, title: str, of: Callable[[Any], float], scale: Literal["linear", "log", "share"] = "linear"
+) -> Figure:
+    """A number at every layer, in the order of computation; a share on an axis from 0 to 1."""
     figure = Figure(figsize=(4.6, 3.2))
     axes = figure.add_axes((0.12, 0.2, 0.85, 0.69))
     for i, own in enumerate(arms.values()):
@@ -169,8 +171,10 @@ def through_depth(arms: Arms, title: str, of: Callable[[Any], float], log: bool 
     axes.set_xticks(shown, [shorten(names[i], 8) for i in shown])
     names_above(axes, title, [(arm, figures.bold(i)) for i, arm in enumerate(arms)])
     axes.set_xlabel("block")
-    if log:
+    if scale == "log":
         log_axis(axes, "y")
+    if scale == "share":
+        axes.set_ylim(0, 1)
     return figure
 
 

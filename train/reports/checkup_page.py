@@ -39,9 +39,9 @@ def text(found: vc.Checkup, made: Mapping[str, Any]) -> str:
     one: Any = {about["model"]: [SimpleNamespace(layers=found.blocks)]}
     panels = [
         through_depth(one, "probe accuracy", lambda block: block.probe_accuracy),
-        through_depth(one, "effective rank / width", lambda block: block.effective_rank / block.width),
-        through_depth(one, "variance between classes", lambda block: block.between_classes),
-        through_depth(one, "NC1: spread within classes", lambda block: block.nc1, log=True),
+        through_depth(one, "effective rank / width", lambda block: block.effective_rank / block.width, "share"),
+        through_depth(one, "variance between classes", lambda block: block.between_classes, "share"),
+        through_depth(one, "NC1: spread within classes (log)", lambda block: block.nc1, "log"),
     ]
     picture = figures.picture(
         "depth", panels, "Probe, rank, variance between classes and NC1 at every block.", _CAPTION
