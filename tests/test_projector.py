@@ -77,6 +77,7 @@ def test_a_classifier_with_a_projector_has_the_features_it_has_without():
     np.testing.assert_array_equal(features, plain(images)[1])
     layers = torch_projector(model.projector)
     assert [layer.out_features for layer in layers if isinstance(layer, torch.nn.Linear)] == [6, 4, 3]
+    assert " ".join(type(layer).__name__ for layer in layers) == " ".join(2 * ["Linear BatchNorm1d ReLU"] + ["Linear"])
     np.testing.assert_allclose(logits, layers.eval()(torch.tensor(np.array(features))).detach(), atol=1e-5)
 
 
