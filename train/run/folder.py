@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import hashlib
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from filelock import FileLock, Timeout
 
 from train.files import arrays, json_files
 from train.run.provenance import commit, hardware
@@ -64,20 +64,22 @@ def claim(folder: Path, config: Any, data: Mapping[str, str] | None = None) -> I
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """The system lets go of the lock when its holder ends, however that happens."""
-    with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise ValueError(f"{folder} is in use by {holder}. Wait for its end, or give another --name.") from None
-        except OSError as error:
-            print(f"{folder} cannot be locked ({error}): let no other process write to it.", file=sys.stderr)
-        since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    path = folder / "lock"
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        holder = path.read_text().strip() or "another process"
+        raise ValueError(f"{folder} is in use by {holder}. Wait for its end, or give another --name.") from None
+    except OSError as error:
+        print(f"{folder} cannot be locked ({error}): let no other process write to it.", file=sys.stderr)
+    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
-            os.truncate(file.fileno(), 0)
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
         yield
+    finally:
+        lock.release()
 
 
 def is_in_use(folder: Path) -> bool:
