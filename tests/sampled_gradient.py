@@ -7,7 +7,6 @@ kept rows (what the error of the statistics does) and over all parameters (what 
 
 import functools
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -18,6 +17,7 @@ import torch
 from flax import nnx
 
 import vcreg_jax as vc
+from tests.development_images import load_reader
 from train.run.provenance import commit
 from vcreg_jax import sampling
 
@@ -73,10 +73,7 @@ def cosine(a, b):
 
 def main() -> None:
     """Prints the table and writes docs/results/sampled_gradient.json."""
-    sys.path.insert(0, str(SHARED / "data"))
-    from load import load_images  # pyright: ignore[reportMissingImports]
-
-    images, _, _ = load_images(SHARED / "data/cifar10_test.npz")
+    images, _, _ = load_reader(SHARED / "data").load_images(SHARED / "data/cifar10_test.npz")
     chosen = np.random.default_rng(0).permutation(len(images))[: BATCHES * IMAGES]
     pixels = (images[chosen] / np.float32(255) - MEAN) / STD
     trained = torch.load(SHARED / "weights/resnet32-d509ac18.th", map_location="cpu", weights_only=True)

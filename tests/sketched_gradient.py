@@ -30,6 +30,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import vcreg_jax as vc
 from configs import digits
+from tests.development_images import load_reader
 from tests.sampled_gradient import MEAN, SHARED, STD, Recording, cosine, outputs_of_blocks
 from train.benchmarks import tpu_compiler
 from train.data import pipeline
@@ -157,10 +158,7 @@ def digits_network() -> list[dict]:
 
 def cifar_network() -> list[dict]:
     """Of a ResNet-32 with published weights, in training mode on test images of CIFAR-10."""
-    sys.path.insert(0, str(SHARED / "data"))
-    from load import load_images  # pyright: ignore[reportMissingImports]
-
-    images, _, _ = load_images(SHARED / "data/cifar10_test.npz")
+    images, _, _ = load_reader(SHARED / "data").load_images(SHARED / "data/cifar10_test.npz")
     chosen = np.random.default_rng(0).permutation(len(images))[:IMAGES]
     pixels = jnp.asarray((images[chosen] / np.float32(255) - MEAN) / STD)
     trained = torch.load(SHARED / "weights/resnet32-d509ac18.th", map_location="cpu", weights_only=True)

@@ -14,10 +14,9 @@ from test_images import CONVERTIBLE, PHOTOGRAPH, UNREADABLE, encoded
 from train.__main__ import main
 from train.augment import EvalTransformConfig
 from train.config import DataConfig
-from train.data import builders, official, packed, pipeline, survey
+from train.data import builders, npz_file, official, pipeline, survey
 from train.data.archives import Files
 from train.data.catalog import KNOWN
-from train.files import arrays
 
 
 def square(size):
@@ -25,7 +24,6 @@ def square(size):
 
 
 RNG = np.random.default_rng(0)
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 JPEGS = {name: encoded(Image.new("RGB", (9, 7), name), "jpeg") for name in ("red", "green", "blue", "black")}
 
 
@@ -308,26 +306,25 @@ def test_under_raise_the_first_bad_image_stops_the_work_and_nothing_is_left_behi
 def test_arrays_in_npz_files_are_split_by_name_or_by_is_test(tmp_path):
     images, labels = RNG.integers(0, 256, (6, 5, 4), dtype=np.uint8), np.array([0, 1, 2, 2, 1, 0])
     np.savez(tmp_path / "a.npz", x_train=images[:4], y_train=labels[:4], x_test=images[4:], y_test=labels[4:])
-    jpegs = list(JPEGS.values())
-    header, bodies = jpegs[0][:20], [file[20:] for file in jpegs]
     np.savez(
         tmp_path / "b.npz",
-        headers=np.frombuffer(header, np.uint8),
-        header_offsets=[0, 20],
-        header_id=np.zeros(4, np.uint8),
-        bytes=np.frombuffer(b"".join(bodies), np.uint8),
-        offsets=np.cumsum([0, *map(len, bodies)]),
+        images=images[:4],
         labels=np.array([1, 0, 1, 0]),
         names=np.array(["dark", "light"]),
         is_test=np.array([0, 1, 1, 0], np.uint8),
     )
-    a, b = (packed.read({"": tmp_path / name}) for name in ("a.npz", "b.npz"))
+    a, b = (npz_file.read({"": tmp_path / name}) for name in ("a.npz", "b.npz"))
     assert a.shape == (5, 4, 1) and b.class_names == {"label": ["dark", "light"]}
     for split, rows in (("train", slice(0, 4)), ("test", slice(4, 6))):
         found = list(a.splits[split]())
-        np.testing.assert_array_equal([np.asarray(Image.open(io.BytesIO(e.image))) for e in found], images[rows])
+        np.testing.assert_array_equal([_pixels(example) for example in found], images[rows])
         assert [e.labels["label"] for e in found] == labels[rows].tolist()
-    assert [(e.image, e.labels["label"]) for e in b.splits["test"]()] == [(jpegs[1], 0), (jpegs[2], 1)]
+    assert [e.labels["label"] for e in b.splits["test"]()] == [0, 1]
+    np.testing.assert_array_equal([_pixels(example) for example in b.splits["test"]()], images[1:3])
+
+
+def _pixels(example):
+    return np.asarray(Image.open(io.BytesIO(example.image)))
 
 
 def test_npz_files_with_pickles_wrong_lengths_or_labels_out_of_range_are_refused(tmp_path):
@@ -362,10 +359,6 @@ REFUSED_LAYOUTS = {
     "complex": ({"x_train": X, "y_train": Y + 0j}, "labels must be whole numbers or names, got complex128"),
     "not finite": ({"x_train": X, "y_train": Y * np.nan}, "labels must be whole numbers"),
     "huge": ({"x_train": X, "y_train": Y + 2**31 - 9}, "labels must be below 1,000,000, got 2,147,483,641"),
-    "offsets": (
-        {"bytes": X[0], "offsets": Y, "headers": Y, "header_offsets": Y, "header_id": Y, "y_train": Y},
-        "a.npz: zip",
-    ),
 }
 
 
@@ -373,7 +366,7 @@ REFUSED_LAYOUTS = {
 def test_arrays_as_people_keep_them_are_read(tmp_path, name):
     arrays, names = LAYOUTS[name]
     np.savez(tmp_path / "a.npz", **arrays)
-    contents = packed.read({"": tmp_path / "a.npz"})
+    contents = npz_file.read({"": tmp_path / "a.npz"})
     examples = list(contents.splits["train"]())
     assert contents.class_names == {"label": names}
     found = [names[example.labels["label"]] for example in examples]
@@ -402,14 +395,7 @@ def test_arrays_that_cannot_be_meant_are_refused_in_one_line(tmp_path, name):
     arrays, message = REFUSED_LAYOUTS[name]
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=message):
-        packed.read({"": tmp_path / "a.npz"})
-
-
-def test_residuals_are_restored_bit_for_bit():
-    planes = RNG.integers(0, 256, (2, 3, 7, 5), dtype=np.uint8)
-    np.testing.assert_array_equal(packed.restored(packed.residuals(planes)), planes)
-    # By hand: 10, 12 | 11, then min, max or gradient: the median of left 11, above 12 and 11 + 12 - 10 = 13 is 12.
-    np.testing.assert_array_equal(packed.residuals(np.array([[10, 12], [11, 9]], np.uint8)), [[10, 2], [1, 253]])
+        npz_file.read({"": tmp_path / "a.npz"})
 
 
 @pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if known.files])
@@ -502,12 +488,3 @@ def test_the_survey_counts_names_and_shows_what_is_there(tmp_path, capsys, monke
 
 def _broken(self, index, record):
     raise survey.BadImageError("bad")
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
-def test_cifar_100_in_residuals_has_the_published_channel_means():
-    fields = arrays.read(SHARED / "cifar100_test.npz")
-    some = packed.residuals(packed.restored(fields["resid"][:, :300]))
-    np.testing.assert_array_equal(some, fields["resid"][:, :300])
-    means = packed._images({"resid": fields["resid"]}).reshape(-1, 3).mean(axis=0) / 255
-    np.testing.assert_allclose(means, [0.5087964, 0.48739307, 0.44194158], atol=1e-6)

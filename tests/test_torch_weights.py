@@ -1,6 +1,5 @@
 """Models against torchvision's, timm's and akamaster's own, from the same weights, and weights in both directions."""
 
-import importlib.util
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from torchvision import models as tv
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 import vcreg_jax as vc
+from tests.development_images import load_reader
 from tests.torch_models import FAMILIES, CifarNet, Family, Step, batch, channels_first, network, perturbed, step
 from vcreg_jax import torch_weights
 
@@ -271,10 +271,7 @@ def test_position_embeddings_are_interpolated_as_timm_does(size):
 
 def cifar10_test(n: int) -> tuple[np.ndarray, np.ndarray]:
     """The first n test images, normalised as the published network wants them, and their labels."""
-    spec = importlib.util.spec_from_file_location("load", SHARED / "data/load.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_reader(SHARED / "data")
     with np.load(SHARED / "data/cifar10_test.npz") as packed:
         residuals, labels = packed["resid"][:, :n], packed["labels"][:n]
     images = module.planes_to_rgb(module.med_decode(residuals)) / np.float32(255)

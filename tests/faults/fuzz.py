@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from tests.faults.victim import fresh
-from train.data import builders, hashes, images, packed
+from train.data import builders, hashes, images, npz_file
 from train.data.archives import Files
 from train.files import json_files
 from train.interop import convert
@@ -190,7 +190,7 @@ def _images(pixels: np.ndarray) -> list[bytes]:
 
 
 def _npz(path: Path) -> None:
-    contents = packed.read({"": path})
+    contents = npz_file.read({"": path})
     for examples in contents.splits.values():
         for example in examples():
             images.read(example.image, contents.shape[2], "convert")

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from train.config import DataConfig
-from train.data import csv_list, hashes, labels, packed
+from train.data import csv_list, hashes, labels, npz_file
 from train.data.archives import Files
 from train.data.catalog import KNOWN, DataSet
 from train.data.division import Division
@@ -196,7 +196,7 @@ def _read(name: str, source: Path | None, division: Division) -> tuple[Contents,
     if known is None:
         return _read_ones_own(source, division), ""
     if found := _npz(source, name):
-        return packed.read(found), ""
+        return npz_file.read(found), ""
     for file in known.files:
         if file.size and (path := source / file.name).is_file() and path.stat().st_size != file.size:
             print(f"note: {path} has {path.stat().st_size:,} bytes, its owner's {file.size:,}", file=sys.stderr)
@@ -212,7 +212,7 @@ def _read(name: str, source: Path | None, division: Division) -> tuple[Contents,
 
 def _read_ones_own(source: Path, division: Division) -> Contents:
     if source.suffix == ".npz":
-        return packed.read({"": source}, division)
+        return npz_file.read({"": source}, division)
     if listed := csv_list.find(source):
         return csv_list.read(listed, division)
     return class_folders(Files(source), division)

@@ -1,17 +1,10 @@
-"""Data sets in `.npz` files: arrays as anybody stores them, and two compact forms of images.
+"""Data sets in `.npz` files: arrays as anybody stores them.
 
 Images are called `images`, `x` or `data`, labels `labels` or `y`; of several splits in one file, with the split before
 or after: `train_images`, `y_test`. Or there is one file a split, or `is_test` (n,) tells two splits apart. Class names
-may stand in `names`; further labels in `<field>_labels`, with `<field>_names`. In place of the images there may be
-
-- residuals: `resid` uint8 (planes, n, h, w), what is left of each plane when every pixel is predicted from its
-  neighbours by the median rule of LOCO-I (Weinberger, Seroussi & Sapiro, "The LOCO-I lossless image compression
-  algorithm", 2000); the planes are green, red - green and blue - green modulo 256, or grey alone;
-- JPEG files that share headers: `bytes` cut at `offsets`, each after the header `header_id` of those that `headers`,
-  cut at `header_offsets`, holds.
+may stand in `names`; further labels in `<field>_labels`, with `<field>_names`.
 """
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +33,7 @@ def read(paths: dict[str, Path], division: Division | None = None) -> Contents:
         fields = arrays.read(path)
         class_names |= _names(fields)
         for found, of_split in _by_split(fields).items():
-            if "labels" not in of_split or not of_split.keys() & {"images", "resid", "bytes"}:
+            if not {"images", "labels"} <= of_split.keys():
                 raise ValueError(f"{path} needs images and labels, such as x_train and y_train; it has {list(fields)}.")
             try:
                 splits |= _tables(split or found, of_split)
@@ -112,30 +105,6 @@ def _labels(values: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def residuals(planes: np.ndarray) -> np.ndarray:
-    """What is left of uint8 planes (..., h, w) when each pixel is predicted from left, upper and upper left."""
-    padded = np.pad(planes.astype(np.int16), [(0, 0)] * (planes.ndim - 2) + [(1, 0), (1, 0)])
-    return (planes - _predicted(padded[..., 1:, :-1], padded[..., :-1, 1:], padded[..., :-1, :-1])).astype(np.uint8)
-
-
-def restored(residual: np.ndarray) -> np.ndarray:
-    """The uint8 planes (..., h, w) of which these are the `residuals`."""
-    # Rows and columns lead, so that the pixels restored at once lie together in memory.
-    left_over = np.ascontiguousarray(np.moveaxis(residual, (-2, -1), (0, 1))).astype(np.int16)
-    height, width, *rest = left_over.shape
-    planes = np.zeros((height + 1, width + 1, *rest), np.int16)
-    for row in range(height):
-        for column in range(width):
-            predicted = _predicted(planes[row + 1, column], planes[row, column + 1], planes[row, column])
-            planes[row + 1, column + 1] = (left_over[row, column] + predicted) & 255
-    return np.moveaxis(planes[1:, 1:].astype(np.uint8), (0, 1), (-2, -1))
-
-
-def _predicted(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """The median of left, above and left + above - corner, zeros lying outside of the image."""
-    return np.clip(left + above - corner, np.minimum(left, above), np.maximum(left, above))
-
-
 def _by_split(fields: Arrays) -> dict[str, Arrays]:
     """The fields of each split under their bare names; {"train": all} where none names a split."""
     splits: dict[str, Arrays] = {}
@@ -148,7 +117,7 @@ def _by_split(fields: Arrays) -> dict[str, Arrays]:
 
 
 def _tables(split: str, fields: Arrays) -> dict[str, tuple[Images, Arrays]]:
-    images = _images(fields)
+    images = _images(fields["images"])
     labels = {name.removesuffix("s"): _labels(fields[name], name) for name in fields if name.endswith("labels")}
     if "is_test" not in fields:
         return {split: (images, labels)}
@@ -159,26 +128,13 @@ def _tables(split: str, fields: Arrays) -> dict[str, tuple[Images, Arrays]]:
     }
 
 
-def _images(fields: Arrays) -> Images:
-    if "images" in fields:
-        images = fields["images"]
-        images = images[..., None] if images.ndim == 3 else images
-        if images.ndim == 4 and images.shape[1] in CHANNELS and images.shape[3] not in CHANNELS:
-            images = images.transpose(0, 2, 3, 1)  # as PyTorch keeps them
-        if images.ndim != 4 or images.shape[3] not in CHANNELS or images.dtype != np.uint8:
-            raise ValueError(
-                "images must be uint8 (n, h, w), (n, h, w, c) or (n, c, h, w) with 1, 3 or 4 channels, got "
-                f"{fields['images'].dtype} {fields['images'].shape}."
-            )
-        return images
-    if "resid" in fields:
-        planes = restored(fields["resid"])
-        if len(planes) == 1:
-            return planes[0][..., None]
-        green, red, blue = planes
-        return np.stack([green + red, green, green + blue], axis=-1)
-    headers, bodies = (
-        [values[start:end].tobytes() for start, end in itertools.pairwise(cuts)]
-        for values, cuts in ((fields["headers"], fields["header_offsets"]), (fields["bytes"], fields["offsets"]))
-    )
-    return [headers[header] + body for header, body in zip(fields["header_id"], bodies, strict=True)]
+def _images(given: np.ndarray) -> Images:
+    images = given[..., None] if given.ndim == 3 else given
+    if images.ndim == 4 and images.shape[1] in CHANNELS and images.shape[3] not in CHANNELS:
+        images = images.transpose(0, 2, 3, 1)  # as PyTorch keeps them
+    if images.ndim != 4 or images.shape[3] not in CHANNELS or images.dtype != np.uint8:
+        raise ValueError(
+            "images must be uint8 (n, h, w), (n, h, w, c) or (n, c, h, w) with 1, 3 or 4 channels, got "
+            f"{given.dtype} {given.shape}."
+        )
+    return images
