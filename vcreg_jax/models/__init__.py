@@ -21,7 +21,9 @@ _MODELS: dict[str, partial[nnx.Module]] = {
     "resnet50": partial(ResNet, (3, 4, 6, 3), True),
     "resnet101": partial(ResNet, (3, 4, 23, 3), True),
     "resnet152": partial(ResNet, (3, 8, 36, 3), True),
-    "resnet20": partial(CifarResNet, 3),  # this and the next five for 32x32 images
+    "resnet8": partial(CifarResNet, 1),  # this and the next seven for 32x32 images
+    "resnet8_x2": partial(CifarResNet, 1, width=2),
+    "resnet20": partial(CifarResNet, 3),
     "resnet20_x2": partial(CifarResNet, 3, width=2),
     "resnet20_x4": partial(CifarResNet, 3, width=4),
     "resnet32": partial(CifarResNet, 5),
