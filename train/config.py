@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from train.augment import AugmentConfig, EvalTransformConfig, MixConfig
-from vcreg_jax import Sites
+from vcreg_jax import Sites, identity
 from vcreg_jax.losses import BarlowTwins, NTXent, VICReg
 
 
@@ -365,6 +365,10 @@ class Experiment:
 
     def __post_init__(self):
         check_seeds(self.seeds if self.tuning_seed is None else (*self.seeds, self.tuning_seed))
+        for arm, own in self.arms.items():
+            tried = [own] if isinstance(own, Sites) else [candidate.sites for candidate in own]
+            if len({sites.map(lambda _, reg: identity) for sites in tried}) > 1:
+                raise ValueError(f"The candidates of {arm!r} must remove means at the same sites: make them two arms.")
 
 
 def Pretraining(  # noqa: N802 - the name of a class that there was

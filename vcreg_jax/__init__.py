@@ -10,6 +10,7 @@ from vcreg_jax.directions import at_step
 from vcreg_jax.doctor import Checkup, doctor
 from vcreg_jax.koleo import KoLeo
 from vcreg_jax.layouts import masked, on_axis, over_time
+from vcreg_jax.mean_removal import MeanRemoval, RemoveMean
 from vcreg_jax.regularizers import Regularizer, Sites, VCReg, explicit, identity
 from vcreg_jax.sigreg import SIGReg
 from vcreg_jax.weak_sigreg import WeakSIGReg
@@ -22,8 +23,10 @@ __all__ = [
     "Decorrelation",
     "Diagnosis",
     "KoLeo",
+    "MeanRemoval",
     "Reach",
     "Regularizer",
+    "RemoveMean",
     "SIGReg",
     "Sites",
     "VCReg",

@@ -33,6 +33,18 @@ class Penalty(Regularizer, Protocol):
         ...
 
 
+def identity(h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+    """Return `h`; the backward pass adds nothing. It stands where there is no regularizer.
+
+    Args:
+      h: features `(*samples, d)`, of any dtype.
+
+    Returns:
+      `h` itself.
+    """
+    return h
+
+
 def refuse_class(reg: object) -> None:
     """Refuses the class of a regularizer where one with its weights is meant.
 

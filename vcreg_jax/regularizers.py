@@ -9,7 +9,8 @@ Paper: "Variance-Covariance Regularization Improves Representation Learning" (ar
 import functools
 import math
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
 import jax
@@ -19,7 +20,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from vcreg_jax import sampling
-from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, pytree, refuse_class
+from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, identity, pytree, refuse_class
+from vcreg_jax.mean_removal import RemoveMean
 from vcreg_jax.statistics import (
     centred,
     check_axis_name,
@@ -39,18 +41,6 @@ from vcreg_jax.statistics import (
 SCALES = ("equation_4", "algorithm_1")
 
 
-def identity(h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-    """Return `h`; the backward pass adds nothing. It stands where there is no regularizer.
-
-    Args:
-      h: features `(*samples, d)`, of any dtype.
-
-    Returns:
-      `h` itself.
-    """
-    return h
-
-
 @dataclass(frozen=True)
 class Sites:
     """Say where a model of this package applies which regularizer.
@@ -63,6 +53,8 @@ class Sites:
         `(batch, tokens, d)`.
       downsample: the output of every downsampling layer between stages, `(batch, height, width, d)`.
       features: the input of the classifier, `(batch, d)`.
+
+    `RemoveMean(reg)` at a site takes the batch's mean off the features first, as the paper's Appendix A does.
 
     Raises:
       ValueError: for the class of a regularizer in place of one with its weights.
@@ -84,6 +76,31 @@ class Sites:
     def __post_init__(self) -> None:
         for reg in (self.block, self.downsample, self.features):
             refuse_class(reg)
+
+    def map(self, function: Callable[[str, Regularizer], Regularizer]) -> "Sites":
+        """Return the same sites with `function(name, reg)` in place of each regularizer; means stay removed.
+
+        Args:
+          function: takes the site's name, such as `"block"`, and its regularizer, `identity` where there is none.
+
+        Returns:
+          The new sites.
+
+        Examples:
+          >>> import vcreg_jax as vc
+          >>> vc.Sites(block=vc.RemoveMean(vc.VCReg())).map(lambda name, reg: vc.identity).block.reg is vc.identity
+          True
+        """
+
+        changed = {name: function(name, reg) for name, reg in self.regularizers.items()}
+        removed = (name for name in changed if isinstance(getattr(self, name), RemoveMean))
+        return Sites(**changed | {name: RemoveMean(changed[name]) for name in removed})
+
+    @property
+    def regularizers(self) -> dict[str, Regularizer]:
+        """By the site's name, what is applied there; of `RemoveMean(reg)` it is `reg`."""
+        own = {site.name: getattr(self, site.name) for site in fields(self)}
+        return {name: reg.reg if isinstance(reg, RemoveMean) else reg for name, reg in own.items()}
 
 
 @pytree("alpha", "beta")

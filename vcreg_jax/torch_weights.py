@@ -85,7 +85,7 @@ def export(model: nnx.Module, naming: str | None = None) -> dict[str, np.ndarray
       Arrays in PyTorch's layouts, with a `num_batches_tracked` of 0 for every batch norm.
 
     Raises:
-      ValueError: for a naming that this kind of model does not have.
+      ValueError: for a naming that this kind of model does not have, and for a model with `RemoveMean`.
 
     Examples:
       >>> import vcreg_jax as vc
@@ -100,8 +100,13 @@ def export(model: nnx.Module, naming: str | None = None) -> dict[str, np.ndarray
         raise ValueError(
             f"A {type(model).__name__} is exported with naming {' or '.join(map(repr, namings))}, got {naming!r}."
         )
-    exported = {}
-    for path, variable in _variables(model).items():
+    exported, variables = {}, _variables(model)
+    if removed := [path for path in variables if "mean_removal" in path]:
+        raise ValueError(
+            f"PyTorch's {type(model).__name__} has no layer that removes means, this one has {len(removed)} "
+            "(vc.RemoveMean). Save the model itself, or export it as a program."
+        )
+    for path, variable in variables.items():
         key = namings[naming](path)
         exported[key] = np.array(to_torch(path, np.asarray(variable[...]), naming, model), order="C")
         if path[-1] == "var":

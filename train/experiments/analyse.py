@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import vcreg_jax as vc
 from train.config import DataConfig, TrainConfig
 from train.data import pipeline
+from train.experiments import experiment
 from train.interop import saved_config
 from train.run.checkpoint_format import read_state
 from train.trainer import loop
@@ -41,6 +42,7 @@ class Checkpoint:
     seed: int
     directory: Path
     train: TrainConfig
+    sites: Sites
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ def checkpoints(folders: Sequence[Path]) -> list[Checkpoint]:
         config = saved_config.load(folder)
         # Of more seeds than the folder began with, its config does not know.
         seeds = {arm: (folder / arm).glob("seed*/checkpoints/[0-9]*") for arm in config.arms}
+        sites = {arm: candidates[0].sites for arm, candidates in experiment.arms(config).items()}
         own = [
-            Checkpoint(folder.name, arm, seed, folder / arm / f"seed{seed}" / "checkpoints", config.train)
+            Checkpoint(folder.name, arm, seed, folder / arm / f"seed{seed}" / "checkpoints", config.train, sites[arm])
             for arm, saved in seeds.items()
             for seed in sorted({int(path.parent.parent.name.removeprefix("seed")) for path in saved})
         ]
@@ -117,7 +120,7 @@ def analyse(checkpoint: Checkpoint, data: DataConfig, settings: vc.mine.Settings
       ValueError: for a data set whose images the network cannot take, or another model's checkpoint.
     """
     config = checkpoint.train
-    run = loop.prepare(config, Sites())
+    run = loop.prepare(config, checkpoint.sites.map(lambda _, reg: vc.identity))
     splits = {name: pipeline.load(data, name) for name in SPLITS}
     supervised = config.joint_embedding is None  # else the outputs are no classes
     own_classes = supervised and pipeline.load(config.data, "train").class_names == splits["train"].class_names
@@ -126,7 +129,8 @@ def analyse(checkpoint: Checkpoint, data: DataConfig, settings: vc.mine.Settings
             f"{checkpoint.run} was trained on {run.data.image_shape[2]} channels, {data.name} has {shape}."
         )
     remember = Remember()
-    graphdef, _ = structure(replace(run.architecture, sites=Sites(block=remember)))
+    sites = checkpoint.sites.map(lambda name, _: remember if name == "block" else vc.identity)
+    graphdef, _ = structure(replace(run.architecture, sites=sites))
     like = abstract_state(run.architecture, run.optimizer, run.mesh, config.ema is not None, config.guard)
     step = max(int(path.name) for path in checkpoint.directory.iterdir() if path.name.isdigit())
     with jax.set_mesh(run.mesh):

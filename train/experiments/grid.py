@@ -7,7 +7,7 @@ it is moved is drawn on the host as for any other run, so a setting's training i
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -190,13 +190,13 @@ def without_regularizers(config: TrainConfig, data: "Split") -> Architecture:
 
 def with_weights(sites: Sites, alpha: Any, beta: Any) -> Sites:
     """`sites` with these weights in place of each VCReg's own, and alpha times those of other regularizers."""
-    regularizers: dict[str, Any] = {place.name: getattr(sites, place.name) for place in fields(sites)}
-    changed = {
-        name: replace(reg, alpha=alpha, beta=beta) if isinstance(reg, VCReg) else reg.scaled(alpha)
-        for name, reg in regularizers.items()
-        if hasattr(reg, "scaled")
-    }
-    return replace(sites, **changed)
+
+    def change(_: str, reg: Any) -> Any:
+        if isinstance(reg, VCReg):
+            return replace(reg, alpha=alpha, beta=beta)
+        return reg.scaled(alpha) if hasattr(reg, "scaled") else reg
+
+    return sites.map(change)
 
 
 def batch_of(images: Images, draws: Draws, shape: tuple[int, int, int]) -> Batch:

@@ -26,7 +26,7 @@ from train.trainer import mesh as meshes
 from train.trainer.features import extract
 from train.trainer.model import structure
 from train.trainer.step import Normalize, State, make_predict, weights_to_use
-from vcreg_jax import Sites
+from vcreg_jax import Sites, identity
 
 SEARCH, FINAL = "search", "final"
 LOSSES = "losses.jsonl"  # a line for every call of the program: the step, and each setting's mean training loss
@@ -95,9 +95,11 @@ def check(config: Grid) -> dict[str, Any]:
     if config.at_once < 1 or (config.vmapped is not None and config.vmapped < 1):
         raise ValueError(f"Needed: at_once >= 1 and vmapped >= 1, got {config.at_once} and {config.vmapped}.")
     for arm, own in config.arms.items():
+        if arm == next(iter(config.arms)) and own.sites.map(lambda _, reg: identity) != Sites():
+            raise ValueError(f"The baseline is trained with the first arm, and {arm!r} removes means: put it later.")
         if arm == BASELINE or not own.alphas or not own.betas:
             raise ValueError(f"An arm needs a name other than {BASELINE!r}, an alpha and a beta, got {arm!r}: {own}.")
-        if not any(hasattr(reg, "scaled") for reg in vars(own.sites).values()):
+        if not any(hasattr(reg, "scaled") for reg in own.sites.regularizers.values()):
             raise ValueError(f"A grid of strengths needs a regularizer among the sites of {arm!r}, got {own.sites}.")
     splits = [split for name, target in _targets(config).items() for split in targets.check(name, target)]
     for train in (config.search, config.train):
@@ -210,8 +212,10 @@ def _evaluate(
     batches = grid.evaluation_batches(held_out, train.batch_size)
     sums = cast(Any, jax.device_get(program.evaluate(states, values, batches)))
     skipped = jax.device_get(states["guard"]["skipped"])
+    plain = grid.without_regularizers(train, data)
     predict = make_predict(
-        structure(grid.without_regularizers(train, data))[0], Normalize(train.data.mean, train.data.std)
+        structure(replace(plain, sites=sites.map(lambda _, reg: identity)))[0],
+        Normalize(train.data.mean, train.data.std),
     )
     networks = jax.device_get(weights_to_use(states))
     results = [asdict(own) for own in settings[:count]]

@@ -196,7 +196,19 @@ def _abstract(name: str, shapes: Mapping[str, Shape] | None = None, headless: bo
     if isinstance(model, ViT) and len(positions := shapes.get("positions", ())) == 3:
         patch = model.patch_conv.kernel.shape[0]
         options["image_size"] = patch * max(math.isqrt(positions[1] - 1), 1)
+    options["sites"] = _sites(shapes)
     return nnx.eval_shape(lambda: vc.models.create(name, rngs=nnx.Rngs(0), **options))
+
+
+def _sites(paths: Iterable[str]) -> vc.Sites:
+    """Where the network removes means: of all that `Sites` say, this alone can be seen in the weights."""
+    sites = {}
+    for path in paths:
+        module, found, _ = path.rpartition("site/mean_removal/")
+        if found:
+            downsamples = "shortcut/" in module or module.startswith("downsamples/")
+            sites["downsample" if downsamples else "block" if module else "features"] = vc.RemoveMean()
+    return vc.Sites(**sites)
 
 
 def _read(source: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -18,7 +18,7 @@ from train.run.log import RunLog
 from train.trainer.model import Architecture, structure
 from train.trainer.objective import Batch, Objective
 from train.trainer.step import Normalize, State, make_loss
-from vcreg_jax import Regularizer, Sites
+from vcreg_jax import Regularizer
 
 FEWEST_DIRECTIONS, SMALLEST_STD = 2.0, 1e-2  # below which a layer is said to collapse
 LARGEST_RATIO = 10.0  # of the regularizer's gradient over the task's, beyond which it is said to be strong
@@ -106,13 +106,12 @@ def make_look(
     `penalty`, and of VCReg that penalty's two terms with their weights, `variance_term` and `covariance_term`. The
     network is in training mode and sees what the step's own loss shows it.
     """
-    layers, sites = _Layers(), architecture.sites
-    downsample = sites.downsample
-    probes = Sites(
-        block=_Probe("block", sites.block, layers),
-        downsample=downsample if downsample is vc.identity else _Probe("downsample", downsample, layers),
-        features=_Probe("features", sites.features, layers),
-    )
+    layers = _Layers()
+
+    def probe(site: str, reg: Regularizer) -> Regularizer:
+        return reg if site == "downsample" and reg is vc.identity else _Probe(site, reg, layers)
+
+    probes = architecture.sites.map(probe)
     graphdef, _ = structure(replace(architecture, sites=probes))
     loss_of = make_loss(graphdef, normalize, objective)
 

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from vcreg_jax.models.depthwise import DepthwiseConv
-from vcreg_jax.models.layers import DropPath, linear_rates, run_blocks
+from vcreg_jax.models.layers import DropPath, Site, linear_rates, run_blocks
 from vcreg_jax.models.lean import LayerNorm, gelu
 from vcreg_jax.regularizers import Sites
 
@@ -33,15 +33,14 @@ class Block(nnx.Module):
         self.project = nnx.Linear(4 * dim, dim, kernel_init=_weights, dtype=dtype, rngs=rngs)
         self.layer_scale = nnx.Param(jnp.full((dim,), 1e-6, jnp.float32))
         self.drop_path = DropPath(drop_rate)
-        self.regularize = sites.block
+        self.site = Site(sites.block, dim)
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h w c"]:
         """The block's output, of the shape of its input."""
-        del train
         y = self.norm(self.depthwise(x))
         y = self.project(gelu(self.expand(y)))
         y = self.drop_path(y * jnp.broadcast_to(self.layer_scale[...].astype(y.dtype), y.shape), rngs)
-        return self.regularize(x + y)
+        return self.site(x + y, train)
 
 
 class Downsample(nnx.Module):
@@ -52,11 +51,11 @@ class Downsample(nnx.Module):
         self.conv = nnx.Conv(
             in_dim, out_dim, (2, 2), strides=2, padding="VALID", kernel_init=_weights, dtype=dtype, rngs=rngs
         )
-        self.regularize = sites.downsample
+        self.site = Site(sites.downsample, out_dim)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
         """The map at half the resolution."""
-        return self.regularize(self.conv(self.norm(x)))
+        return self.site(self.conv(self.norm(x)), train)
 
 
 class ConvNeXt(nnx.Module):
@@ -110,7 +109,7 @@ class ConvNeXt(nnx.Module):
             None if features_only else nnx.Linear(dims[-1], num_classes, kernel_init=_weights, dtype=dtype, rngs=rngs)
         )
         self.head = head
-        self.regularize = sites.features
+        self.site = Site(sites.features, dims[-1])
         self.remat = remat
         self.timm_conv_mlp = timm_conv_mlp
 
@@ -124,7 +123,7 @@ class ConvNeXt(nnx.Module):
         x = self.stem_norm(self.stem_conv(images))
         for index, blocks in enumerate(self.stages):
             if index:
-                x = self.downsamples[index - 1](x)
+                x = self.downsamples[index - 1](x, train)
             x = run_blocks(blocks, x, train=train, rngs=rngs if train else None, remat=self.remat)
-        features = self.regularize(self.norm(x.mean(axis=(1, 2))))
+        features = self.site(self.norm(x.mean(axis=(1, 2))), train)
         return None if self.head is None else self.head(features), features

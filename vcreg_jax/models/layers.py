@@ -10,6 +10,8 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from vcreg_jax.add_gradient import Regularizer
+from vcreg_jax.mean_removal import MeanRemoval, RemoveMean
 from vcreg_jax.statistics import in_groups, num_samples, shard_axes, statistics_dtype
 
 # Torch's default for the weights of linear layers and convolutions: U(+-1 / sqrt(fan_in)).
@@ -112,6 +114,19 @@ def _mean(x: Array, samples: tuple[int, ...], axes: tuple[str, ...]) -> Array:
 
 def _like(per_channel: Array, x: Array) -> Array:
     return jnp.expand_dims(per_channel, tuple(range(x.ndim - 1)))
+
+
+class Site(nnx.Module):
+    """A place of a network where a regularizer is applied, after the batch's mean is removed if `RemoveMean` asks."""
+
+    def __init__(self, reg: Regularizer, dim: int):
+        removes_mean, self.regularize = isinstance(reg, RemoveMean), reg.reg if isinstance(reg, RemoveMean) else reg
+        scope = getattr(self.regularize, "scope", "global")
+        self.mean_removal = MeanRemoval(dim, scope=scope) if removes_mean else None
+
+    def __call__(self, h: Float[Array, "*samples d"], train: bool) -> Float[Array, "*samples d"]:
+        """`h`, less its mean if that is removed."""
+        return self.regularize(h if self.mean_removal is None else self.mean_removal(h, train))
 
 
 def run_blocks(blocks: Iterable[nnx.Module], x: Array, *, train: bool, rngs: nnx.Rngs | None, remat: bool) -> Array:

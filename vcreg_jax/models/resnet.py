@@ -15,8 +15,16 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from vcreg_jax.models.layers import BatchNorm, DropPath, linear_rates, run_blocks, torch_default, torch_default_bias
-from vcreg_jax.regularizers import Regularizer, Sites, identity
+from vcreg_jax.models.layers import (
+    BatchNorm,
+    DropPath,
+    Site,
+    linear_rates,
+    run_blocks,
+    torch_default,
+    torch_default_bias,
+)
+from vcreg_jax.regularizers import Sites, identity
 
 _he_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -69,11 +77,11 @@ class Projection(nnx.Module):
     def __init__(self, in_dim: int, out_dim: int, stride: int, common: Common):
         self.conv = common.conv(in_dim, out_dim, 1, stride)
         self.norm = common.norm(out_dim)
-        self.regularize: Regularizer = common.sites.downsample if stride > 1 else identity
+        self.site = Site(common.sites.downsample if stride > 1 else identity, out_dim)
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
         """The input, in the shape of the branch."""
-        return self.regularize(self.norm(self.conv(x), train))
+        return self.site(self.norm(self.conv(x), train), train)
 
 
 class Block(nnx.Module):
@@ -98,7 +106,7 @@ class Block(nnx.Module):
             self.norms[-1].scale[...] = jnp.zeros(dims[-1])
         self.shortcut = shortcut
         self.drop_path = DropPath(drop_rate)
-        self.regularize = common.sites.block
+        self.site = Site(common.sites.block, dims[-1])
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b h2 w2 c2"]:
         """The block's output."""
@@ -106,7 +114,7 @@ class Block(nnx.Module):
         for conv, norm in zip(self.convs[1:], self.norms[1:], strict=True):
             y = norm(conv(jax.nn.relu(y)), train)
         shortcut = x if self.shortcut is None else self.shortcut(x, train)
-        return self.regularize(jax.nn.relu(self.drop_path(y, rngs) + shortcut))
+        return self.site(jax.nn.relu(self.drop_path(y, rngs) + shortcut), train)
 
 
 def basic_block(in_dim: int, dim: int, stride: int, drop_rate: float, common: Common) -> Block:
@@ -177,7 +185,7 @@ class ResNet(nnx.Module):
                 dim = 4 * inner if bottleneck else inner
             self.stages.append(blocks)
         self.head = None if features_only else common.linear(dim, num_classes, torch_default)
-        self.regularize = sites.features
+        self.site = Site(sites.features, dim)
         self.remat = remat
 
     def __call__(
@@ -193,5 +201,5 @@ class ResNet(nnx.Module):
         x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), border)
         for blocks in self.stages:
             x = run_blocks(blocks, x, train=train, rngs=rngs if train else None, remat=self.remat)
-        features = self.regularize(x.mean(axis=(1, 2)))
+        features = self.site(x.mean(axis=(1, 2)), train)
         return None if self.head is None else self.head(features), features

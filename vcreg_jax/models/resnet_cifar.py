@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from vcreg_jax.models.convolution import Convolution
-from vcreg_jax.models.layers import linear_rates, run_blocks
+from vcreg_jax.models.layers import Site, linear_rates, run_blocks
 from vcreg_jax.models.resnet import Block, Common, Scope, basic_block
 from vcreg_jax.regularizers import Sites
 
@@ -25,12 +25,11 @@ class Subsampling(nnx.Module):
 
     def __init__(self, in_dim: int, out_dim: int, sites: Sites):
         self.pad = (out_dim - in_dim) // 2
-        self.regularize = sites.downsample
+        self.site = Site(sites.downsample, out_dim)
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
         """The input, in the shape of the branch."""
-        del train
-        return self.regularize(jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (self.pad, self.pad))))
+        return self.site(jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (self.pad, self.pad))), train)
 
 
 class CifarResNet(nnx.Module):
@@ -95,7 +94,7 @@ class CifarResNet(nnx.Module):
                     blocks.append(basic_block(in_dim, dim, stride, next(rates), common))
             self.stages.append(blocks)
         self.head = None if features_only else common.linear(dims[-1], num_classes, _he_fan_in)
-        self.regularize = sites.features
+        self.site = Site(sites.features, dims[-1])
         self.remat = remat
 
     def __call__(
@@ -109,5 +108,5 @@ class CifarResNet(nnx.Module):
         x = jax.nn.relu(self.stem_norm(self.stem_conv(images), train))
         for blocks in self.stages:
             x = run_blocks(blocks, x, train=train, rngs=rngs if train else None, remat=self.remat)
-        features = self.regularize(x.mean(axis=(1, 2)))
+        features = self.site(x.mean(axis=(1, 2)), train)
         return None if self.head is None else self.head(features), features

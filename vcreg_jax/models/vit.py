@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from vcreg_jax.models.layers import DropPath, linear_rates, run_blocks, torch_default, torch_default_bias
+from vcreg_jax.models.layers import DropPath, Site, linear_rates, run_blocks, torch_default, torch_default_bias
 from vcreg_jax.models.lean import LayerNorm, gelu
 from vcreg_jax.models.patches import PatchProjection
 from vcreg_jax.regularizers import Sites, identity
@@ -103,14 +103,13 @@ class Block(nnx.Module):
         self.expand = linear(dim, 4 * dim)
         self.project = linear(4 * dim, dim)
         self.drop_path = DropPath(drop_rate)
-        self.regularize = sites.block
+        self.site = Site(sites.block, dim)
 
     def __call__(self, x: Float[Array, "b t d"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b t d"]:
         """The block's output, of the shape of its input."""
-        del train
         x = x + self.drop_path(self.attention(self.norm1(x)), rngs)
         y = self.project(gelu(self.expand(self.norm2(x))))
-        return self.regularize(x + self.drop_path(y, rngs))
+        return self.site(x + self.drop_path(y, rngs), train)
 
 
 class ViT(nnx.Module):
@@ -181,7 +180,7 @@ class ViT(nnx.Module):
         self.head = (
             None if features_only else nnx.Linear(dim, num_classes, kernel_init=init.head, dtype=dtype, rngs=rngs)
         )
-        self.regularize = sites.features
+        self.site = Site(sites.features, dim)
         self.remat = remat
         self.image_size = image_size
 
@@ -204,7 +203,7 @@ class ViT(nnx.Module):
         x = jnp.concatenate([token, x], axis=1)
         x = x + jnp.broadcast_to(self.positions[...].astype(x.dtype), x.shape)
         x = run_blocks(self.blocks, x, train=train, rngs=rngs if train else None, remat=self.remat)
-        features = self.regularize(self.norm(x[:, 0]))
+        features = self.site(self.norm(x[:, 0]), train)
         return None if self.head is None else self.head(features), features
 
 
