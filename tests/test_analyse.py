@@ -74,7 +74,7 @@ def _split(config, name):
 def _blocks(model, x):
     x = model.stem_norm(model.stem_conv(x))
     for index, blocks in enumerate(model.stages):
-        x = model.downsamples[index - 1](x) if index else x
+        x = model.downsamples[index - 1](x, False) if index else x
         for block in blocks:
             x = block(x, False, None)
             yield np.asarray(x, np.float64)

@@ -41,7 +41,7 @@ def test_every_layer_is_diagnosed_and_its_pull_is_that_of_the_penalty_over_that_
     found = diagnostics.make_look(architecture, normalize, Classification())(state, batch, 0)
 
     def loss_after(h):
-        h = model.downsamples[0](model.stages[0][1](h, True, None))
+        h = model.downsamples[0](model.stages[0][1](h, True, None), True)
         for block in model.stages[1]:
             h = block(h, True, None)
         logits = model.head(model.norm(h.mean(axis=(1, 2))))

@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,8 +11,13 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 import vcreg_jax as vc
+from configs import digits
+from train.__main__ import main
 from train.config import Candidate, Experiment
+from train.data import pipeline
+from train.experiments import experiment
 from train.interop import convert
+from train.interop.export import read_program
 
 DIM = 4
 
@@ -170,8 +178,6 @@ def test_map_changes_regularizers_and_keeps_the_removal():
 
 
 def test_candidates_of_one_arm_share_a_network():
-    from configs import digits
-
     with pytest.raises(ValueError, match="must remove means at the same sites"):
         Experiment(
             name="x",
@@ -182,3 +188,62 @@ def test_candidates_of_one_arm_share_a_network():
                 "VCReg": (Candidate(vc.Sites(block=vc.VCReg())), Candidate(vc.Sites(block=vc.RemoveMean(vc.VCReg())))),
             },
         )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Three steps of the digits' network, which removes means before VCReg."""
+    whole, folder = digits.get_config(), tmp_path_factory.mktemp("runs")
+    schedule = replace(whole.train.optimizer.schedule, warmup_steps=1)
+    train = replace(
+        whole.train,
+        data=replace(whole.train.data, directory=str(folder / "data")),
+        optimizer=replace(whole.train.optimizer, schedule=schedule),
+        steps=3,
+        batch_size=64,
+        diagnose_every=2,
+    )
+    arms = {"removed": vc.Sites(block=vc.RemoveMean(vc.VCReg(alpha=2.56, beta=40.0)))}
+    config = replace(whole, train=train, arms=arms, targets={}, seeds=(0,), runs_directory=str(folder))
+    return experiment.run(config, "python -m train run configs/digits.py")
+
+
+def _test_images():
+    """scikit-learn's digits that are kept for the test, normalized as the config says."""
+    data = pipeline.load(replace(digits.get_config().train.data, in_memory=True), "test")
+    rows = [(batch["image"][batch["mask"]], batch["label"][batch["mask"]]) for batch in data.eval_batches(128)]
+    images, labels = (np.concatenate(part) for part in zip(*rows, strict=True))
+    return images, labels
+
+
+def test_the_weights_of_a_run_give_its_test_accuracy_and_the_running_means_count(run):
+    _, model = convert.load_checkpoint(run / "removed" / "seed0" / "checkpoints")
+    images, labels = _test_images()
+    x = jnp.asarray((images / 255 - 0.3060) / 0.3764, jnp.float32)
+    logits = np.asarray(model(x)[0])
+    reported = json.loads((run / "removed" / "seed0" / "result.json").read_text())["accuracy"]
+    assert np.mean(logits.argmax(axis=1) == labels) == pytest.approx(reported, abs=1e-6)
+    nnx.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.BatchStat)))
+    assert np.abs(np.asarray(model(x)[0]) - logits).max() > 1e-3
+
+
+def test_the_exported_program_is_that_network_and_pytorchs_names_are_refused(run, capsys):
+    seed = run / "removed" / "seed0"
+    main(["export", str(seed), "--to", "stablehlo"])
+    images, _ = _test_images()
+    _, model = convert.load_checkpoint(seed / "checkpoints")
+    x = jnp.asarray((images[:8] / 255 - 0.3060) / 0.3764, jnp.float32)
+    logits, _ = read_program(seed / "export").call(images[:8].astype(np.uint8))
+    np.testing.assert_allclose(logits, model(x)[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(SystemExit):
+        main(["export", str(seed), "--to", "safetensors"])
+    assert "no layer that removes means" in capsys.readouterr().err
+
+
+def test_the_run_can_be_analysed_and_its_layers_were_diagnosed(run):
+    main(["analyse", str(run), "--critic-steps", "2"])
+    (found,) = json.loads((run / "analysis.json").read_text())["analyses"]
+    assert len(found["layers"]) == 5
+    lines = [json.loads(line) for line in (run / "removed" / "seed0" / "metrics.jsonl").read_text().splitlines()]
+    (layers,) = [line for line in lines if line.get("split") == "layers" and line["step"] == 2] or [None]
+    assert layers is not None and layers["block 1/gradient_ratio"] > 0
