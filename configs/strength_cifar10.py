@@ -8,8 +8,9 @@ Cost   21 runs a length; 12 of 600 steps that choose, 9 of 1,500 or 3,000 steps;
        3 minutes of one CPU core
 
 ResNet-8 reaches 93 % of the two kinds in 1,500 steps, which are 4.3 epochs of 45,000 images. "long" is twice that.
-Images have 16 pixels, with shifts and flips. The strengths are chosen by runs of 600 steps. Every arm has four points, as in strength_fashion.py; Algorithm 1's betas are
-Eq. 4's divided by about a thousand, since 2,048 to 32,768 positions count as samples.
+Images have 16 pixels, with shifts and flips. The strengths are chosen by runs of 600 steps. Every arm has four points,
+as in strength_fashion.py. Algorithm 1's betas are Eq. 4's divided by about a thousand, since 2,048 to 32,768 positions
+count as samples.
 """
 
 from dataclasses import replace

@@ -20,7 +20,6 @@ from train.reports import report, report_page
 from train.trainer import loop
 from vcreg_jax import Sites
 
-
 PUBLISHED = Path(__file__).parent.parent.parent / "shared/weights/resnet32-d509ac18.th"
 
 

@@ -1,7 +1,7 @@
 """Layers and initialisers that several models share."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,7 @@ class Site(nnx.Module):
 
     def __init__(self, reg: Regularizer, dim: int):
         removes_mean, self.regularize = isinstance(reg, RemoveMean), reg.reg if isinstance(reg, RemoveMean) else reg
-        scope = getattr(self.regularize, "scope", "global")
+        scope: Any = getattr(self.regularize, "scope", "global")
         self.mean_removal = MeanRemoval(dim, scope=scope) if removes_mean else None
 
     def __call__(self, h: Float[Array, "*samples d"], train: bool) -> Float[Array, "*samples d"]:
