@@ -91,7 +91,7 @@ def run(
     return len(ran) == len(found)
 
 
-def find_devices(device: str) -> Sequence[jax.Device]:
+def find_devices(device: str) -> Sequence[Any]:
     """This machine's devices of a kind.
 
     Raises:
@@ -104,7 +104,7 @@ def find_devices(device: str) -> Sequence[jax.Device]:
         raise ValueError(f"JAX finds no {device} here, only {jax.default_backend()}. {hint}".strip()) from error
 
 
-def memory(device: jax.Device) -> float:
+def memory(device: Any) -> float:
     """Bytes that a program may take on the device: what JAX grants itself, or a CPU's main memory."""
     stats = device.memory_stats() or {}
     if limit := stats.get("bytes_limit"):

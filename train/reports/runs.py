@@ -69,8 +69,8 @@ def compare(one: Run, other: Run) -> str:
     fields = run_folder.differences(one.config, other.config)
     changed = [[".".join(field), *(_shown(run.config, field) for run in (one, other))] for field in fields]
     lines = markdown([["config", *names], *changed], names=3) if changed else ["The configs are the same."]
-    found = [run.results for run in (one, other)]
-    if found[0] is None or found[1] is None:
+    found = [run.results for run in (one, other) if run.results is not None]
+    if len(found) < 2:
         return "\n".join([*lines, "", "Results are compared of experiments alone."])
     table = [["arm", "accuracy (%)", *names, f"{names[1]} less {names[0]}"]]
     for arm in dict.fromkeys([*found[0].accuracy, *found[1].accuracy]):
