@@ -27,6 +27,8 @@ PUBLISHED = {  # parameters with 1000 classes, the CIFAR nets with 10
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "resnet8": None,  # the authors start at 20 layers
+    "resnet8_x2": None,  # ours
     "resnet20": 269_722,
     "resnet20_x2": None,  # ours
     "resnet20_x4": None,  # ours
@@ -308,7 +310,9 @@ def test_bad_input_is_refused_with_what_would_do():
         model(jnp.zeros((1, 40, 32, 3)))
 
 
-@pytest.mark.parametrize("width", [2, 4])
-def test_a_wide_cifar_resnet_has_as_many_parameters_as_pytorchs(width):
-    theirs = sum(parameter.numel() for parameter in CifarNet(3, width=width).parameters())
-    assert parameters(abstract(f"resnet20_x{width}", num_classes=10)) == theirs
+@pytest.mark.parametrize(
+    ("name", "blocks", "width"), [("resnet8", 1, 1), ("resnet8_x2", 1, 2), ("resnet20_x2", 3, 2), ("resnet20_x4", 3, 4)]
+)
+def test_other_cifar_resnets_have_as_many_parameters_as_pytorchs(name, blocks, width):
+    theirs = sum(parameter.numel() for parameter in CifarNet(blocks, width=width).parameters())
+    assert parameters(abstract(name, num_classes=10)) == theirs
