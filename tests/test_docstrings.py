@@ -5,6 +5,7 @@ import inspect
 import re
 
 import pytest
+from flax import nnx
 
 import vcreg_jax as vc
 
@@ -34,7 +35,8 @@ def missing(thing) -> list[str]:
         named |= set(re.findall(r"^    (\w+): .*  # \w", inspect.getsource(thing), re.MULTILINE))
     if getattr(thing, "_is_protocol", False):
         return []
-    lacking = [name for name in inspect.signature(thing).parameters if name not in named]
+    called = thing.__init__ if isinstance(thing, type) and issubclass(thing, nnx.Module) else thing
+    lacking = [name for name in inspect.signature(called).parameters if name not in {*named, "self"}]
     if not isinstance(thing, type) and inspect.signature(thing).return_annotation not in (None, "None"):
         lacking += [] if _section(text, "Returns") else ["Returns"]
     return lacking
