@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -108,8 +109,13 @@ def test_a_run_leaves_numbers_a_picture_and_a_page_and_does_not_train_twice(tmp_
     assert found["rows"][0]["sensitivity"] != found["rows"][2]["sensitivity"]
     for text in ((folder / "figure1.svg").read_text(), (folder / "report.html").read_text()):
         assert "three" in text and "wide" in text
-    distance = np.array(found["rows"][2]["distance"])
-    assert f"{distance.mean():.3f} ± {distance.std(ddof=1):.3f}" in (folder / "report.html").read_text()
+    two, three = (folder / "report.html").read_text().split("<h2>")[1:3]
+    for network, section, rows in (("two", two, found["rows"][:2]), ("three", three, found["rows"][2:])):
+        assert section.startswith(network)
+        assert re.findall("<figcaption>(.*?)</figcaption>", section) == list(methods)
+        assert section.count("<svg") == len(methods)
+        for distance in (np.array(row["distance"]) for row in rows):
+            assert f"{distance.mean():.3f} ± {distance.std(ddof=1):.3f}" in section
     monkeypatch.setattr(figure1, "train", None)  # would fail when called
     assert figure1.run(config, "again") == folder
     with pytest.raises(ValueError, match="needs a seed, a network and a method"):
