@@ -69,13 +69,13 @@ def compare(one: Run, other: Run) -> str:
     fields = run_folder.differences(one.config, other.config)
     changed = [[".".join(field), *(_shown(run.config, field) for run in (one, other))] for field in fields]
     lines = markdown([["config", *names], *changed], names=3) if changed else ["The configs are the same."]
-    found = [run.results for run in (one, other) if run.results is not None]
-    if len(found) < 2:
+    first, second = one.results, other.results
+    if first is None or second is None:
         return "\n".join([*lines, "", "Results are compared of experiments alone."])
     table = [["arm", "accuracy (%)", *names, f"{names[1]} less {names[0]}"]]
-    for arm in dict.fromkeys([*found[0].accuracy, *found[1].accuracy]):
-        for column in dict.fromkeys([*found[0].columns, *found[1].columns]):
-            samples = [own.accuracy.get(arm, {}).get(column, Sample()) for own in found]
+    for arm in dict.fromkeys([*first.accuracy, *second.accuracy]):
+        for column in dict.fromkeys([*first.columns, *second.columns]):
+            samples = [own.accuracy.get(arm, {}).get(column, Sample()) for own in (first, second)]
             if not any(sample.n for sample in samples):
                 continue
             apart = difference(samples[1], samples[0])
