@@ -54,6 +54,9 @@ def test_every_run_is_listed_with_its_state_its_last_step_and_its_accuracies(tmp
     log = MetricsFile(_made(tmp_path), 0)
     for step in (0, 10, 120):
         log.write(step, "train", {"loss": 0.5})
+    earlier = tmp_path / "half" / "baseline" / "seed0" / "metrics.jsonl"
+    MetricsFile(earlier, 0).write(490, "train", {"loss": 0.5})
+    os.utime(earlier, (0, 0))
     with (tmp_path / "half" / "VCReg" / "seed1" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 130, "spl')  # being written
     with claim(tmp_path / "grid", strength_digits.get_config()):
@@ -62,7 +65,7 @@ def test_every_run_is_listed_with_its_state_its_last_step_and_its_accuracies(tmp
     ages = {"whole": 300, "half": 100, "grid": 200}
     for name, age in ages.items():
         for path in (tmp_path / name).rglob("*.json*"):
-            os.utime(path, (path.stat().st_mtime - age,) * 2)
+            os.utime(path, (max(path.stat().st_mtime - age, 0),) * 2)
     with claim(tmp_path / "half", half):
         main(["runs", "--directory", str(tmp_path)])
     header, _, *lines = cells(capsys.readouterr().out)
