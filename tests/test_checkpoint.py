@@ -55,6 +55,24 @@ def test_a_state_comes_back_bit_for_bit_with_its_structure_and_what_stood_beside
     assert _bits(arrays["params/layers/0/kernel"]) == _bits(state["params"]["layers"][0]["kernel"])
 
 
+def test_small_arrays_on_many_devices_are_saved_without_a_compiled_program_and_large_ones_in_parts(tmp_path, caplog):
+    replicated = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
+    small = jax.device_put(np.arange(24.0, dtype=np.float32).reshape(8, 3), replicated)
+    large = jax.device_put(np.arange(2**21 + 8, dtype=np.float32), replicated)  # 8 devices write over a MiB each
+
+    def compiled():
+        found = [one for one in caplog.messages if "Finished XLA compilation" in one]
+        caplog.clear()
+        return len(found)
+
+    with _open(tmp_path) as checkpoints, jax.log_compiles(), caplog.at_level(logging.WARNING):
+        checkpoints.save(1, {"small": small}, {}, wait=True)
+        assert compiled() == 0
+        checkpoints.save(2, {"large": large}, {}, wait=True)
+        assert compiled() == 8
+        assert _bits(checkpoints.restore_newest(like={"large": large}).state) == _bits(large)
+
+
 def test_a_state_is_restored_onto_another_mesh(tmp_path):
     state = _state()
     devices = np.array(jax.devices())
