@@ -16,7 +16,7 @@ from train.reports import grid_table
 from train.run.checkpoint_format import read_arrays
 from train.trainer.model import structure
 from train.trainer.step import Normalize, make_predict, split
-from vcreg_jax import Sites, VCReg
+from vcreg_jax import RemoveMean, Sites, VCReg
 
 COMMAND = "python -m train run strength_digits"
 
@@ -201,6 +201,10 @@ def test_the_table_shows_the_papers_numbers_beside_ours_and_every_point(tmp_path
         ({"at_once": 0}, "at_once >= 1"),
         ({"steps_per_call": 3}, "steps_per_call must divide the 4 steps, got 3"),
         ({"arms": {"VCReg": Strengths(Sites(), (1.0,), (0.1,))}}, "needs a regularizer among the sites of 'VCReg'"),
+        (
+            {"arms": {"VCReg": Strengths(Sites(block=RemoveMean(VCReg())), (1.0,), (0.1,))}},
+            "trained with the first arm, and 'VCReg' removes means",
+        ),
     ],
 )
 def test_a_grid_that_cannot_run_is_refused_in_one_line(tmp_path, changes, message):
