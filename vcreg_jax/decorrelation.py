@@ -1,20 +1,19 @@
 """Decorrelation: the correlations of different features are to be 0, whatever their spread."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Bool, Float
 
 from vcreg_jax import of_batch
-from vcreg_jax.add_gradient import add_gradient, pytree
+from vcreg_jax.add_gradient import pytree
 
 
 @pytree("weight")
 @dataclass(frozen=True)
-class Decorrelation:
+class Decorrelation(of_batch.OfRows):
     """The mean squared correlation of different features of `h` of shape `(*samples, d)`.
 
     With C the unbiased covariance of the n samples and R_ij = C_ij / sqrt((C_ii + eps) (C_jj + eps)), the penalty is
@@ -50,27 +49,6 @@ class Decorrelation:
         of_batch.check("Decorrelation", self.scope, self.axis_name, weight=self.weight)
         if not self.eps > 0:
             raise ValueError(f"Decorrelation needs eps > 0 (zero variance would divide by 0), got {self.eps}.")
-
-    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """`h` itself; the backward pass adds `gradient(h)`."""
-        of_batch.check_features(self, h)
-        return add_gradient(self, h)
-
-    def scaled(self, weight: float | Array) -> "Decorrelation":
-        """The same regularizer times `weight`, for gradient accumulation and loss scaling; see `VCReg.scaled`."""
-        return replace(self, weight=self.weight * weight)
-
-    def penalty(
-        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
-    ) -> Float[Array, ""]:
-        """The formula above, in float32 or wider; with `keep` of the rows where it is true alone."""
-        return of_batch.penalty(self, h, keep)
-
-    def gradient(
-        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
-    ) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h, keep)` in closed form, in float32 or wider."""
-        return of_batch.gradient(self, h, keep)
 
     def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
         """See `of_batch.OfRows`."""

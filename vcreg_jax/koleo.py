@@ -1,6 +1,6 @@
 """KoLeo: every row is to be far from its nearest neighbour on the sphere."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -10,13 +10,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from vcreg_jax import of_batch
-from vcreg_jax.add_gradient import add_gradient, pytree
+from vcreg_jax.add_gradient import pytree
 from vcreg_jax.statistics import num_samples, on_shards, statistics_dtype
 
 
 @pytree("weight")
 @dataclass(frozen=True)
-class KoLeo:
+class KoLeo(of_batch.OfRows):
     """The Kozachenko-Leonenko estimate of the entropy of features `h` of shape `(*samples, d)`, to be large.
 
     With u the n rows over their lengths and r_i = min_{j != i} |u_i - u_j|, the penalty is
@@ -58,27 +58,6 @@ class KoLeo:
         of_batch.check("KoLeo", self.scope, self.axis_name, weight=self.weight)
         if not self.eps > 0:
             raise ValueError(f"KoLeo needs eps > 0 (equal rows would have an infinite penalty), got {self.eps}.")
-
-    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """`h` itself; the backward pass adds `gradient(h)`."""
-        of_batch.check_features(self, h)
-        return add_gradient(self, h)
-
-    def scaled(self, weight: float | Array) -> "KoLeo":
-        """The same regularizer times `weight`, for gradient accumulation and loss scaling; see `VCReg.scaled`."""
-        return replace(self, weight=self.weight * weight)
-
-    def penalty(
-        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
-    ) -> Float[Array, ""]:
-        """The formula above, in float32 or wider; with `keep` of the rows where it is true alone."""
-        return of_batch.penalty(self, h, keep)
-
-    def gradient(
-        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
-    ) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h, keep)` in closed form, in float32 or wider."""
-        return of_batch.gradient(self, h, keep)
 
     def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
         """See `of_batch.OfRows`."""

@@ -1,13 +1,14 @@
 """How the penalty of some rows becomes that of a batch: in groups, on several devices, on whatever mesh.
 
 A regularizer says what the penalty of rows is, and its gradient, together with the rows on other shards along `axes`.
-These functions ask it once, or once a group.
+It is asked once, or once a group.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from dataclasses import replace
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
+from vcreg_jax.add_gradient import add_gradient
 from vcreg_jax.statistics import (
     centred,
     check_axis_name,
@@ -34,52 +36,59 @@ from vcreg_jax.statistics import (
     vary_with,
 )
 
+_Regularizer = TypeVar("_Regularizer", bound="OfRows")
 
-@runtime_checkable
-class OfRows(Protocol):
-    """A regularizer that says what a group's penalty and gradient are; the functions below do the rest."""
 
-    @property
-    def scope(self) -> Literal["global"] | int:
-        """Whose statistics: the whole batch's, or each of k groups' of rows."""
-        ...
+class OfRows:
+    """A regularizer that says what the penalty of some rows is, and its gradient; of a batch it says both by that."""
 
-    @property
-    def axis_name(self) -> str | tuple[str, ...] | None:
-        """Of a pmap, vmap or shard_map over whose devices the batch is split."""
-        ...
+    weight: float | Array
+    scope: Literal["global"] | int  # whose statistics: the whole batch's, or each of k groups' of rows
+    axis_name: str | tuple[str, ...] | None  # of a pmap, vmap or shard_map over whose devices the batch is split
 
     def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
         """The penalty written out, which JAX may differentiate."""
-        ...
+        raise NotImplementedError
 
     def gradient_of(
         self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
     ) -> Array:
         """Its gradient, one row a sample, in float32 or wider; `samples_spec` as in `mean_and_covariance`."""
-        ...
+        raise NotImplementedError
 
+    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
+        """`h` itself; the backward pass adds `gradient(h)`."""
+        check_features(self, h)
+        return add_gradient(self, h)
 
-def penalty(reg: OfRows, h: Float[Array, "*samples d"], keep: Bool[Array, "*samples"] | None) -> Float[Array, ""]:
-    """The penalty of the batch: of all rows, or the mean of the groups'; of the rows where `keep` is true alone."""
-    if (explicit := explicit_sharding(h)) is None:
-        return _penalty(reg, h, keep)
-    with jax.sharding.use_abstract_mesh(explicit[0]):
-        # `reg` as an argument: traced weights may lie on the explicit mesh, too.
-        return cast(Any, jax.sharding.auto_axes(_penalty, out_sharding=PartitionSpec()))(reg, h, keep)
+    def scaled(self: _Regularizer, weight: float | Array) -> _Regularizer:
+        """The same regularizer times `weight`, for gradient accumulation and loss scaling; see `VCReg.scaled`."""
+        return replace(cast(Any, self), weight=self.weight * weight)
 
+    def penalty(
+        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
+    ) -> Float[Array, ""]:
+        """The penalty that the class describes, in float32 or wider; with `keep` of the rows where it is true alone."""
+        if (explicit := explicit_sharding(h)) is None:
+            return _penalty(self, h, keep)
+        with jax.sharding.use_abstract_mesh(explicit[0]):
+            # `self` as an argument: traced weights may lie on the explicit mesh, too.
+            return cast(Any, jax.sharding.auto_axes(_penalty, out_sharding=PartitionSpec()))(self, h, keep)
 
-def gradient(
-    reg: OfRows, h: Float[Array, "*samples d"], keep: Bool[Array, "*samples"] | None
-) -> Float[Array, "*samples d"]:
-    """The gradient of `penalty`, in float32 or wider; with `axis_name`, of the sum of all devices' equal penalties."""
-    if (split := explicit_sharding(h)) is None:
-        return _gradient(reg, h, keep)
-    # Explicit axes leave a contraction over a split axis to the author; here the compiler may choose.
-    mesh, spec = split
-    of_samples = functools.partial(_gradient, samples_spec=PartitionSpec(*spec[:-1]))
-    with jax.sharding.use_abstract_mesh(mesh):
-        return cast(Any, jax.sharding.auto_axes(of_samples, out_sharding=spec))(reg, h, keep)
+    def gradient(
+        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
+    ) -> Float[Array, "*samples d"]:
+        """The gradient of `penalty(h, keep)` in closed form, in float32 or wider.
+
+        With `axis_name`, of the sum of all devices' equal penalties.
+        """
+        if (split := explicit_sharding(h)) is None:
+            return _gradient(self, h, keep)
+        # Explicit axes leave a contraction over a split axis to the author; here the compiler may choose.
+        mesh, spec = split
+        of_samples = functools.partial(_gradient, samples_spec=PartitionSpec(*spec[:-1]))
+        with jax.sharding.use_abstract_mesh(mesh):
+            return cast(Any, jax.sharding.auto_axes(of_samples, out_sharding=spec))(self, h, keep)
 
 
 def check(name: str, scope: object, axis_name: object, **weights: object) -> None:

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from vcreg_jax import of_batch
-from vcreg_jax.add_gradient import add_gradient, pytree
+from vcreg_jax.add_gradient import pytree
 from vcreg_jax.directions import gaussian
 from vcreg_jax.statistics import on_shards, projected, statistics_dtype
 
 
 @pytree("weight", "step")
 @dataclass(frozen=True)
-class SIGReg:
+class SIGReg(of_batch.OfRows):
     """Sketched isotropic Gaussian regularization of features `h` of shape `(*samples, d)`.
 
     With n samples in all, random directions a of unit length and y = a . h, the penalty is `weight` times the mean over
@@ -77,15 +77,6 @@ class SIGReg:
         if self.scale not in ("statistic", "distance"):
             raise ValueError(f'SIGReg needs scale "statistic" or "distance", got {self.scale!r}.')
 
-    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """`h` itself; the backward pass adds `gradient(h)`."""
-        of_batch.check_features(self, h)
-        return add_gradient(self, h)
-
-    def scaled(self, weight: float | Array) -> "SIGReg":
-        """The same regularizer times `weight`, for gradient accumulation and loss scaling; see `VCReg.scaled`."""
-        return replace(self, weight=self.weight * weight)
-
     def at_step(self, step: int | Int[Array, ""], /) -> "SIGReg":
         """The same regularizer with the directions of this step."""
         return replace(self, step=step)
@@ -94,18 +85,6 @@ class SIGReg:
         """The directions of this step for d features, of unit length."""
         drawn = gaussian(self.seed, self.step, d, self.slices, dtype)
         return drawn / jnp.linalg.norm(drawn, axis=0, keepdims=True)
-
-    def penalty(
-        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
-    ) -> Float[Array, ""]:
-        """The formula above, in float32 or wider; with `keep` of the rows where it is true alone."""
-        return of_batch.penalty(self, h, keep)
-
-    def gradient(
-        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
-    ) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h, keep)` in closed form, in float32 or wider."""
-        return of_batch.gradient(self, h, keep)
 
     def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
         """See `of_batch.OfRows`."""

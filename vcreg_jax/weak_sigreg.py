@@ -7,17 +7,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from vcreg_jax import of_batch
-from vcreg_jax.add_gradient import add_gradient, pytree
+from vcreg_jax.add_gradient import pytree
 from vcreg_jax.directions import gaussian
 from vcreg_jax.statistics import statistics_dtype
 
 
 @pytree("weight", "step")
 @dataclass(frozen=True)
-class WeakSIGReg:
+class WeakSIGReg(of_batch.OfRows):
     """Weak-SIGReg of features `h` of shape `(*samples, d)`: their sketched covariance is to be the identity.
 
     With x = h - mean over samples, S a d x k matrix of independent normal entries of variance 1 / d, k = `sketch`, and
@@ -59,15 +59,6 @@ class WeakSIGReg:
         if not self.sketch >= 1:
             raise ValueError(f"WeakSIGReg needs sketch >= 1, got {self.sketch}.")
 
-    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """`h` itself; the backward pass adds `gradient(h)`."""
-        of_batch.check_features(self, h)
-        return add_gradient(self, h)
-
-    def scaled(self, weight: float | Array) -> "WeakSIGReg":
-        """The same regularizer times `weight`, for gradient accumulation and loss scaling; see `VCReg.scaled`."""
-        return replace(self, weight=self.weight * weight)
-
     def at_step(self, step: int | Int[Array, ""], /) -> "WeakSIGReg":
         """The same regularizer with the directions of this step."""
         return replace(self, step=step)
@@ -75,18 +66,6 @@ class WeakSIGReg:
     def directions(self, d: int, dtype: DTypeLike = jnp.float32) -> Float[Array, "d k"] | None:
         """S of this step for d features; None where it is the identity."""
         return gaussian(self.seed, self.step, d, self.sketch, dtype) / d**0.5 if d > self.sketch else None
-
-    def penalty(
-        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
-    ) -> Float[Array, ""]:
-        """The formula above, in float32 or wider; with `keep` of the rows where it is true alone."""
-        return of_batch.penalty(self, h, keep)
-
-    def gradient(
-        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
-    ) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h, keep)` in closed form, in float32 or wider."""
-        return of_batch.gradient(self, h, keep)
 
     def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
         """See `of_batch.OfRows`."""
