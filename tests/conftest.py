@@ -2,12 +2,17 @@
 
 import gc
 import os
+import resource
+import sys
+import time
 
 import jax
 import pytest
 
 # Also beside a torch for which torchvision's compiled operators do not load: as this imports it, the tests can.
 import train.interop.crosscheck.torch_networks  # noqa: F401
+from tests import tiny_network
+from vcreg_jax import models
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -61,6 +66,14 @@ def _forget_compiled_programs():
     gc.freeze()
 
 
+@pytest.fixture(scope="module")
+def smallest():
+    """The name of a network for tests of whole runs, which `create` takes as long as a module's tests run."""
+    tiny_network.add_smallest()
+    yield tiny_network.SMALLEST
+    del models._MODELS[tiny_network.SMALLEST], models._MODELS[tiny_network.SMALLEST_RESNET]
+
+
 @pytest.fixture
 def x64():
     """64-bit arithmetic for the length of a test."""
@@ -77,3 +90,30 @@ def one_torch_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+# What the suite costs is said at its end: its time, and the peak memory of its largest process.
+_BEGUN, _PEAKS = time.monotonic(), []
+
+
+def _measure_peak() -> float:
+    """In GiB; macOS counts bytes, Linux kilobytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of xdist's workers
+        session.config.workeroutput["peak"] = _measure_peak()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _PEAKS.append(getattr(node, "workeroutput", {}).get("peak", 0.0))
+
+
+def pytest_terminal_summary(terminalreporter):
+    load, cores = os.getloadavg()[2], os.cpu_count()
+    terminalreporter.write_line(
+        f"{(time.monotonic() - _BEGUN) / 60:.1f} minutes on {cores} cores (load {load:.1f} over the last quarter of an "
+        f"hour), peak memory of a worker {max(_PEAKS, default=_measure_peak()):.2f} GiB"
+    )

@@ -8,11 +8,11 @@ ROUNDS, STEPS = 2, 3
 
 
 @pytest.fixture(scope="module")
-def pace():
+def pace(smallest):
     with pytest.MonkeyPatch.context() as patch:
         # Nine processes' starts would be most of the test's time; what they train is the same here.
         patch.setattr(grid, "in_own_process", lambda function, *arguments: function(*arguments))
-        return grid.measure(ROUNDS, 3, STEPS, 16, 8, "convnext_digits")
+        return grid.measure(ROUNDS, 3, STEPS, 16, 8, smallest)
 
 
 def test_both_ways_train_the_same_settings(pace):

@@ -9,6 +9,7 @@ import pytest
 
 from train import command_line, config_file
 from train.commands import COMMANDS, GROUPS
+from train.config import ModelConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -121,16 +122,20 @@ def _example(name: str):
     return module
 
 
+@pytest.mark.optimized
 def test_the_fine_grained_example_probes_well_above_chance():
     assert all(accuracy > 60 for accuracy in _example("fine_grained").main().values())
 
 
-def test_the_image_folder_example_ends_with_a_table(tmp_path):
-    table = _example("image_folder").main(tmp_path)
+def test_the_image_folder_example_ends_with_a_table(tmp_path, monkeypatch, smallest):
+    example = _example("image_folder")
+    monkeypatch.setattr(example, "ModelConfig", lambda _: ModelConfig(smallest))
+    table = example.main(tmp_path)
     assert "| probe accuracy (%)" in table and "VCReg" in table
     assert (tmp_path / "runs" / "shapes" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.optimized
 def test_the_moving_digits_collapse_without_a_regularizer_and_not_with_one(monkeypatch):
     example = _example("moving_digits")
     monkeypatch.setattr(example, "STEPS", 400)  # half of them, for time

@@ -20,12 +20,13 @@ from train.trainer import loop
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(tmp_path_factory, smallest):
     whole = digits.get_config()
     folder = tmp_path_factory.mktemp("runs")
     train = replace(
         whole.train,
         data=replace(whole.train.data, directory=str(folder / "data")),
+        model=replace(whole.train.model, name=smallest),
         optimizer=replace(whole.train.optimizer, schedule=replace(whole.train.optimizer.schedule, warmup_steps=1)),
         steps=3,
         batch_size=64,
@@ -103,12 +104,13 @@ def test_a_folder_of_another_config_is_refused_naming_the_difference(config, fol
 
 
 @pytest.fixture(scope="module")
-def averaged(tmp_path_factory):
+def averaged(tmp_path_factory, smallest):
     """Without a target, and tested on the moving average of its weights."""
     directory, whole = tmp_path_factory.mktemp("averaged"), digits.get_config()
     train = replace(
         whole.train,
         data=replace(whole.train.data, directory=str(directory / "data")),
+        model=replace(whole.train.model, name=smallest),
         optimizer=replace(whole.train.optimizer, schedule=replace(whole.train.optimizer.schedule, warmup_steps=1)),
         steps=3,
         ema=EMAConfig(0.5, steps_per_epoch=3, every_steps=1),

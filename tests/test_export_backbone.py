@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 import vcreg_jax as vc
 from configs import digits
+from tests.tiny_network import SMALLEST
 from train.__main__ import main
 from train.config import CheckpointConfig, Experiment, JointEmbedding
 from train.interop import export
@@ -20,12 +21,15 @@ from train.trainer.model import Architecture
 from train.trainer.step import split
 from vcreg_jax.losses import NTXent
 
+pytestmark = pytest.mark.usefixtures("smallest")
+
 COLOUR = (8, 8, 3)
 
 
 def _run(directory, joint_embedding):
     """As a run on colour images with one mean for all channels leaves it."""
     train = digits.get_config().train
+    train = replace(train, model=replace(train.model, name=SMALLEST))
     data = replace(train.data, name="synthetic", mean=(0.5,), std=(0.5,), synthetic_size=8, channels=None)
     train = replace(train, data=replace(data, in_memory=False), joint_embedding=joint_embedding)
     with claim(directory / "net", Experiment("net", "net", train, {"VCReg": vc.Sites()})):
@@ -45,17 +49,15 @@ def test_a_self_supervised_run_is_exported_as_its_backbone(tmp_path, capsys):
     _, features = model.backbone(jnp.asarray((images / 255 - 0.5) / 0.5, jnp.float32))
     for arguments in (["export", str(folder), "--to", "safetensors"], ["export", str(folder), "--to", "stablehlo"]):
         main([*arguments, "--image-size", "8"])
-    assert "convnext_digits, no classes" in capsys.readouterr().out
+    assert "smallest, no classes" in capsys.readouterr().out
     logits, exported = export.read_program(folder / "export").call(images)
     assert logits is None
     np.testing.assert_allclose(exported, features, rtol=1e-5, atol=1e-5)
     card = (folder / "export" / "README.md").read_text()
-    assert "# convnext_digits, the backbone of a self-supervised run" in card
+    assert "# smallest, the backbone of a self-supervised run" in card
     (creation,) = [line for line in card.splitlines() if line.startswith("model = ")]
-    assert (
-        creation == 'model = vc.models.create("convnext_digits", features_only=True, in_channels=3, rngs=nnx.Rngs(0))'
-    )
-    loaded = vc.models.create("convnext_digits", features_only=True, in_channels=3, rngs=nnx.Rngs(1))
+    assert creation == 'model = vc.models.create("smallest", features_only=True, in_channels=3, rngs=nnx.Rngs(0))'
+    loaded = vc.models.create("smallest", features_only=True, in_channels=3, rngs=nnx.Rngs(1))
     vc.torch_weights.load(loaded, load_file(folder / "export" / "model.safetensors"))
     for ours, theirs in zip(*(jax.tree.leaves(nnx.state(each)) for each in (loaded, model.backbone)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -68,7 +70,7 @@ def test_a_file_without_a_classifier_that_does_not_say_so_is_still_refused(tmp_p
     main(["convert", str(folder / "checkpoints"), str(tmp_path / "a.safetensors")])
     main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "a.pth")])
     with pytest.raises(SystemExit):
-        main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors"), "--model", "convnext_digits"])
+        main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors"), "--model", "smallest"])
 
 
 def test_colour_images_with_one_mean_have_three_channels(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import digits
+from tests.tiny_network import SMALLEST
 from train.augment import AugmentConfig, move
 from train.data import pipeline
 from train.experiments import grid
@@ -14,6 +15,8 @@ from train.trainer.objective import objective
 from train.trainer.optim import make_optimizer
 from train.trainer.step import Normalize, make_predict, make_train_step
 from vcreg_jax import SIGReg, Sites, VCReg, WLDReg
+
+pytestmark = pytest.mark.usefixtures("smallest")
 
 SETTINGS = [
     grid.Setting(4e-3, 0.0, 0.0, seed=0),
@@ -29,7 +32,7 @@ def recipe(directory, **changes):
     optimizer = replace(train.optimizer, schedule=replace(train.optimizer.schedule, warmup_steps=2))
     augment = AugmentConfig(max_shift=1, flip=0.5)
     data = replace(train.data, directory=str(directory / "data"), augment=augment)
-    train = replace(train, data=data, model=replace(train.model, stochastic_depth=0.3))
+    train = replace(train, data=data, model=replace(train.model, name=SMALLEST, stochastic_depth=0.3))
     return replace(train, optimizer=optimizer, steps=STEPS, batch_size=16, eval_every=STEPS, **changes)
 
 

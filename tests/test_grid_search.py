@@ -18,6 +18,8 @@ from train.trainer.model import structure
 from train.trainer.step import Normalize, make_predict, split
 from vcreg_jax import RemoveMean, Sites, VCReg
 
+pytestmark = pytest.mark.usefixtures("smallest")
+
 COMMAND = "python -m train run strength_digits"
 
 

@@ -10,6 +10,7 @@ import torch
 
 import vcreg_jax as vc
 from configs import digits, finetune_cifar100
+from tests.tiny_network import SMALLEST_RESNET
 from tests.torch_models import CifarNet, channels_first, perturbed
 from train.config import Candidate, ModelConfig
 from train.data import pipeline
@@ -19,6 +20,8 @@ from train.interop import initial_weights
 from train.reports import report, report_page
 from train.trainer import loop
 from vcreg_jax import Sites
+
+pytestmark = pytest.mark.usefixtures("smallest")
 
 PUBLISHED = Path(__file__).parent.parent.parent / "shared/weights/resnet32-d509ac18.th"
 
@@ -48,11 +51,11 @@ def test_fine_tuning_on_cifar100_starts_at_the_features_of_the_published_network
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory):
-    """A ResNet-20 for two classes, and for ten, saved."""
+    """A ResNet-8 for two classes, and for ten, saved."""
     torch.manual_seed(0)
     folder, nets = tmp_path_factory.mktemp("weights"), {}
     for classes in (2, 10):
-        nets[classes] = perturbed(CifarNet(3, num_classes=classes, in_channels=1)).eval()
+        nets[classes] = perturbed(CifarNet(1, num_classes=classes, in_channels=1)).eval()
         torch.save(nets[classes].state_dict(), folder / f"{classes}.pth")
     return folder, nets
 
@@ -65,7 +68,7 @@ def config(tmp_path):
     train = replace(
         whole.train,
         data=data,
-        model=ModelConfig("resnet20"),
+        model=ModelConfig(SMALLEST_RESNET),
         optimizer=replace(whole.train.optimizer, schedule=schedule),
         steps=2,
         batch_size=32,
@@ -145,6 +148,6 @@ def test_weights_of_another_network_are_refused_before_any_work(net, config, tmp
     with pytest.raises(ValueError, match=r"2.pth does not fit resnet32"):
         experiment.run(replace(config, name="wrong", train=wrong, arms=arms), "test")
     with_head = replace(config.train, initial_weights=str(folder / "10.pth"), initial_head=True)
-    with pytest.raises(ValueError, match=r"10.pth does not fit resnet20"):
+    with pytest.raises(ValueError, match=r"10.pth does not fit smallest_resnet"):
         experiment.run(replace(config, name="wrong", train=with_head, arms=arms), "test")
     assert not (tmp_path / "wrong").exists()

@@ -18,12 +18,12 @@ SITES = vc.Sites(block=vc.VCReg())
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(tmp_path_factory, smallest):
     train = digits.get_config().train
     return replace(
         train,
         data=replace(train.data, directory=str(tmp_path_factory.mktemp("data"))),
-        model=replace(train.model, stochastic_depth=0.3),
+        model=replace(train.model, name=smallest, stochastic_depth=0.3),
         optimizer=replace(train.optimizer, schedule=replace(train.optimizer.schedule, warmup_steps=1)),
         steps=4,
         batch_size=32,

@@ -9,12 +9,15 @@ from flax import nnx
 from jax.sharding import AxisType
 
 import vcreg_jax as vc
+from tests.tiny_network import SMALLEST
 from train.config import JointEmbedding, ModelConfig
 from train.trainer import mesh as meshes
 from train.trainer.model import Architecture, create_state, structure
 from train.trainer.objective import Agreement
 from train.trainer.step import Normalize, make_train_step
 from vcreg_jax.losses import NTXent
+
+pytestmark = pytest.mark.usefixtures("smallest")
 
 NORMALIZE = Normalize((0.3,), (0.4,))
 
@@ -28,7 +31,7 @@ def one_step(config: JointEmbedding, batch: dict[str, np.ndarray], devices: int 
     """The network and its weights before a step of plain gradient descent, the state after it, and its metrics."""
     mesh = jax.make_mesh((devices, 1), ("data", "fsdp"), (AxisType.Auto,) * 2, devices=jax.devices()[:devices])
     sites = vc.Sites(features=vc.VCReg(0.5, 0.5))
-    architecture = Architecture(ModelConfig("convnext_digits"), 2, (8, 8, 1), sites, config)
+    architecture = Architecture(ModelConfig(SMALLEST), 2, (8, 8, 1), sites, config)
     optimizer = optax.sgd(0.1)
     graphdef, _ = structure(architecture)
     step = make_train_step(graphdef, optimizer, NORMALIZE, Agreement(config), mesh)

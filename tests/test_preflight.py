@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vcreg_jax as vc
 from configs import digits
+from tests.tiny_network import SMALLEST
 from train.__main__ import main
 from train.benchmarks import preflight, tpu_compiler
 from train.benchmarks.preflight import Plan
@@ -24,18 +25,18 @@ from train.trainer.model import Architecture
 from train.trainer.step import split
 
 pytest.importorskip("libtpu", reason="the extra `aot` is not installed")
-pytestmark = pytest.mark.optimized
+pytestmark = [pytest.mark.optimized, pytest.mark.usefixtures("smallest")]
 
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "digits.py")
 IMAGES = 32  # on each of four chips
 OPTIMIZER = optax.adamw(1e-3)
-# Rows a chip and features of the outputs of its four blocks: maps of 4x4 and 2x2.
-BLOCKS = [(IMAGES * 16, 32), (IMAGES * 16, 32), (IMAGES * 4, 64), (IMAGES * 4, 64)]
+# Rows a chip and features of the outputs of its two blocks: maps of 4x4 and 2x2.
+BLOCKS = [(IMAGES * 16, 32), (IMAGES * 4, 64)]
 
 
 def architecture(sites: vc.Sites) -> Architecture:
-    return Architecture(ModelConfig("convnext_digits"), 2, (8, 8, 1), sites)
+    return Architecture(ModelConfig(SMALLEST), 2, (8, 8, 1), sites)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +214,7 @@ def test_without_libtpu_the_way_to_it_is_told(monkeypatch):
 def test_a_real_process_says_what_does_not_fit_on_stdout_alone_and_ends_with_status_one(tmp_path):
     # Without a shape of the images and a number of classes, which are then the data set's.
     batch = ["--train.batch-size", str(4 * 10**7)]
-    command = [sys.executable, "-m", "train", "preflight", "configs/digits.py", "--topology", "v5e:2x2", *batch]
+    command = [sys.executable, "-m", "train", "preflight", "tests/tiny.py", "--topology", "v5e:2x2", *batch]
     result = tmp_path / "result.json"
     done = subprocess.run([*command, "--json", str(result)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1, done.stderr

@@ -21,11 +21,12 @@ STRONG = GradientProbeConfig("digit", AdamW(0.05), (0.1, 0.01), epochs=3, protoc
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(tmp_path_factory, smallest):
     whole, folder = digits.get_config().train, tmp_path_factory.mktemp("runs")
     data = replace(whole.data, directory=str(folder / "data"))
     schedule = replace(whole.optimizer.schedule, warmup_steps=1)
     train = replace(whole, data=data, optimizer=replace(whole.optimizer, schedule=schedule), steps=3, batch_size=64)
+    train = replace(train, model=replace(train.model, name=smallest))
     rates = (Candidate(peak_learning_rate=1e-3), Candidate(weight_decay=0.1))
     return Experiment(
         name="digits",

@@ -1,7 +1,21 @@
-"""A network that compiles in no time and has what matters: layers in an order, running statistics, remat."""
+"""Networks that compile in no time and have what matters: layers in an order, running statistics, remat."""
+
+from functools import partial
 
 import numpy as np
 from flax import nnx
+
+from vcreg_jax import models
+from vcreg_jax.models.convnext import ConvNeXt
+from vcreg_jax.models.resnet_cifar import CifarResNet
+
+SMALLEST, SMALLEST_RESNET = "smallest", "smallest_resnet"
+
+
+def add_smallest() -> None:
+    """Give `create` two networks of one block a stage, for tests of whole runs: for 8x8 images, and a CIFAR ResNet."""
+    models._MODELS[SMALLEST] = partial(ConvNeXt, (1, 1), (32, 64), 2)
+    models._MODELS[SMALLEST_RESNET] = partial(CifarResNet, 1)
 
 
 class Tiny(nnx.Module):

@@ -134,7 +134,7 @@ FAMILIES = {
     "torchvision convnext": Family(
         partial(tv.ConvNeXt, _SETTINGS),
         partial(ConvNeXt, _DEPTHS, _DIMS),
-        size=176,
+        size=88,
         head="classifier.2",
         blocks=r"features\.[1357]\.\d",
         downsamples=r"features\.[246]",
@@ -142,7 +142,7 @@ FAMILIES = {
     "timm convnext, 1 channel": Family(
         partial(timm_convnext.ConvNeXt, depths=_DEPTHS, dims=_DIMS, conv_mlp=True, in_chans=1),
         partial(ConvNeXt, _DEPTHS, _DIMS, timm_conv_mlp=True, in_channels=1),
-        size=224,
+        size=112,
         head="head.fc",
         blocks=r"stages\.\d\.blocks\.\d",
         downsamples=r"stages\.[123]\.downsample",
