@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vcreg_jax as vc
 from tests.reference import finite_differences
-from tests.test_sharding import collectives
+from tests.regularizers.test_sharding import collectives
 
 P = PartitionSpec
 InNumPy, InTorch = Callable[[np.ndarray], float], Callable[[torch.Tensor], torch.Tensor]

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.test_pages import PAGES
+from tests.reports.test_pages import PAGES
 
 WIDTHS = (1280, 390)
 THEMES = {"light": 1, "dark": 0}  # Blink's preferred colour schemes
