@@ -33,18 +33,6 @@ if jax.__version_info__ < (0, 11):  # later ones have no others, and end the pro
     _start_with_the_older_fusion_emitters()
 
 
-def _answer_flax_briefly():
-    """Flax asks a traced array for its sharding at each draw of a key; JAX's refusal lists all that was traced."""
-
-    def sharding(self):
-        raise AttributeError("A traced array has no sharding.")
-
-    jax.core.Tracer.sharding = property(sharding)
-
-
-_answer_flax_briefly()
-
-
 @pytest.fixture(autouse=True)
 def _optimized(request):
     marked = request.node.get_closest_marker("optimized") is not None
