@@ -9,9 +9,9 @@ Training, probes and seeds are those of strength_digits.py, so its two VCReg arm
 points the four with alpha 0.64 or 2.56 and beta 0.01 or 0.16 (Algorithm 1), 2.56 or 40 (Eq. 4), tried with seed 100
 alone, would have chosen the same point. Here every arm has four points, one tuning seed and four other seeds: the
 baseline four learning rates, each regularizer four strengths at 4e-3, a factor of ten apart, with the published one
-among them where there is one. (WLD-Reg was tried from 1e-4 to 1e-1 first, and 1e-4 was best of these by far, so its
-four were shifted.) A regularizer goes where its own paper puts it: Weak-SIGReg to the output of every block
-(its code takes the mean over positions first; here every position is a sample), the others to the input of the
+among them where there is one. (Two were shifted, since the best was at an end: WLD-Reg had been tried from 1e-4 to
+1e-1, Decorrelation from 0.1 to 100.) A regularizer goes where its own paper puts it: Weak-SIGReg to the output of every
+block (its code takes the mean over positions first; here every position is a sample), the others to the input of the
 classifier.
 """
 
@@ -47,5 +47,5 @@ def arms() -> dict[str, Strengths]:
         "SIGReg": four(Sites(features=SIGReg(1.0)), 0.002, 0.02, 0.2, 2.0),
         "Weak-SIGReg": four(Sites(block=WeakSIGReg(1.0)), 0.01, 0.1, 1.0, 10.0),
         "KoLeo": four(Sites(features=KoLeo(1.0)), 0.01, 0.1, 1.0, 10.0),
-        "Decorrelation": four(Sites(features=Decorrelation(1.0)), 0.1, 1.0, 10.0, 100.0),
+        "Decorrelation": four(Sites(features=Decorrelation(1.0)), 1.0, 10.0, 100.0, 1000.0),
     }
