@@ -1,7 +1,7 @@
 """Does the paper's mean removal layer matter? Digits, Algorithm 1, with and without it.
 
 Paper  Appendix A puts a mean removal layer before every VCReg; its effect is not reported
-Ours   not run
+Ours   L-BFGS probe +3.87 ± 0.45 without, +3.65 ± 0.47 with the layer (n = 10): no difference
 Run    python -m train run strength_mean_removal; python -m train report strength
 Cost   20 runs of the search and 40 final ones, about 17 s each on one CPU core
 
