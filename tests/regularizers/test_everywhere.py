@@ -6,8 +6,9 @@ Their own test files have the oracles and say as `CASES` in which forms they are
 import numpy as np
 import pytest
 
-from tests import everywhere, test_decorrelation, test_koleo, test_sigreg, test_weak_sigreg
+from tests import everywhere
 from tests.everywhere import features
+from tests.regularizers import test_decorrelation, test_koleo, test_sigreg, test_weak_sigreg
 
 MODULES = (test_sigreg, test_weak_sigreg, test_koleo, test_decorrelation)
 CASES = {name: case for module in MODULES for name, case in module.CASES.items()}

@@ -72,7 +72,7 @@ def test_halved_weights_make_views_that_go_one_by_one_count_their_mean():
     config = JointEmbedding(NTXent(0.5), (6, 4), views_together=False)
     batch = two_views(8)
     _, (params, stats), after, _ = one_step(config, batch)  # with VCReg(0.5, 0.5) at the features
-    plain, _ = structure(Architecture(ModelConfig("convnext_digits"), 2, (8, 8, 1), vc.Sites(), config))
+    plain, _ = structure(Architecture(ModelConfig(SMALLEST), 2, (8, 8, 1), vc.Sites(), config))
     whole = vc.VCReg(1.0, 1.0)
 
     @jax.jit
