@@ -13,7 +13,7 @@ from vcreg_jax.add_gradient import pytree
 
 @pytree("weight")
 @dataclass(frozen=True)
-class Decorrelation(of_batch.OfRows):
+class Decorrelation(of_batch.BatchRegularizer):
     """The mean squared correlation of different features of `h` of shape `(*samples, d)`.
 
     With C the unbiased covariance of the n samples and R_ij = C_ij / sqrt((C_ii + eps) (C_jj + eps)), the penalty is
@@ -51,13 +51,13 @@ class Decorrelation(of_batch.OfRows):
             raise ValueError(f"Decorrelation needs eps > 0 (zero variance would divide by 0), got {self.eps}.")
 
     def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
-        """See `of_batch.OfRows`."""
+        """See `of_batch.BatchRegularizer`."""
         return of_batch.penalty_of_covariance(self._of_covariance, h, keep, axes)
 
     def gradient_of(
         self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
     ) -> Array:
-        """See `of_batch.OfRows`."""
+        """See `of_batch.BatchRegularizer`."""
         return of_batch.gradient_of_covariance(self._of_covariance, h, keep, axes, samples_spec)
 
     def _of_covariance(self, cov: Array) -> Array:

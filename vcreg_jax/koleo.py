@@ -16,7 +16,7 @@ from vcreg_jax.statistics import num_samples, on_shards, statistics_dtype
 
 @pytree("weight")
 @dataclass(frozen=True)
-class KoLeo(of_batch.OfRows):
+class KoLeo(of_batch.BatchRegularizer):
     """The Kozachenko-Leonenko estimate of the entropy of features `h` of shape `(*samples, d)`, to be large.
 
     With u the n rows over their lengths and r_i = min_{j != i} |u_i - u_j|, the penalty is
@@ -60,7 +60,7 @@ class KoLeo(of_batch.OfRows):
             raise ValueError(f"KoLeo needs eps > 0 (equal rows would have an infinite penalty), got {self.eps}.")
 
     def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
-        """See `of_batch.OfRows`."""
+        """See `of_batch.BatchRegularizer`."""
         n = of_batch.count_of(h, keep, axes)
         own, keep = _unit_rows(h, keep)
         rows, kept = _gathered(own, axes), keep if keep is None else _gathered(keep, axes)
@@ -75,7 +75,7 @@ class KoLeo(of_batch.OfRows):
     def gradient_of(
         self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
     ) -> Array:
-        """See `of_batch.OfRows`."""
+        """See `of_batch.BatchRegularizer`."""
         if num_samples(h, axes) < 2:
             return jnp.zeros(h.shape, statistics_dtype(h))
         n = of_batch.count_of(h, keep, axes)

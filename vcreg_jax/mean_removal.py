@@ -56,6 +56,7 @@ class MeanRemoval(nnx.Module):
 
     In training the mean is the batch's, and gradients flow through it. Otherwise it is the running one, which every
     training step moves by a tenth of the way. Means are float32 or wider; the result keeps the dtype of its input.
+    Under `pmap` every device takes the mean of its own rows, as the models' batch norms do.
 
     Args:
       dim: number of features, the last axis.

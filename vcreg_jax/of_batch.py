@@ -1,7 +1,7 @@
 """How the penalty of some rows becomes that of a batch: in groups, on several devices, on whatever mesh.
 
-A regularizer says what the penalty of rows is, and its gradient, together with the rows on other shards along `axes`.
-It is asked once, or once a group.
+A regularizer defines the penalty of some rows and its gradient, counting the rows on other shards along `axes`. It is
+called once for the batch, or once for each group.
 """
 
 import functools
@@ -36,11 +36,14 @@ from vcreg_jax.statistics import (
     vary_with,
 )
 
-_Regularizer = TypeVar("_Regularizer", bound="OfRows")
+_Regularizer = TypeVar("_Regularizer", bound="BatchRegularizer")
 
 
-class OfRows:
-    """A regularizer that says what the penalty of some rows is, and its gradient; of a batch it says both by that."""
+class BatchRegularizer:
+    """A regularizer that defines the penalty of some rows and its gradient, and gets those of a batch from here.
+
+    A batch may be in groups, masked, or spread over devices; a subclass need not know.
+    """
 
     weight: float | Array
     scope: Literal["global"] | int  # whose statistics: the whole batch's, or each of k groups' of rows
@@ -105,7 +108,7 @@ def check(name: str, scope: object, axis_name: object, **weights: object) -> Non
     check_axis_name(name, axis_name)
 
 
-def check_features(reg: OfRows, h: Array) -> None:
+def check_features(reg: BatchRegularizer, h: Array) -> None:
     """Refuses what is no batch of features, or does not divide into the groups of `reg`.
 
     Raises:
@@ -126,7 +129,7 @@ def check_features(reg: OfRows, h: Array) -> None:
     shape_in_groups(h, cast(int, reg.scope), axes)
 
 
-def _penalty(reg: OfRows, h: Array, keep: Array | None) -> Array:
+def _penalty(reg: BatchRegularizer, h: Array, keep: Array | None) -> Array:
     h, axes = _without_others(h, keep), sample_axes(h, reg.axis_name)
     if reg.scope == "global":
         found = reg.penalty_of(h, keep, axes)
@@ -138,7 +141,7 @@ def _penalty(reg: OfRows, h: Array, keep: Array | None) -> Array:
     return found if reg.axis_name is None else of_all_devices(found, h, axes)
 
 
-def _gradient(reg: OfRows, h: Array, keep: Array | None, samples_spec: PartitionSpec | None = None) -> Array:
+def _gradient(reg: BatchRegularizer, h: Array, keep: Array | None, samples_spec: PartitionSpec | None = None) -> Array:
     h, axes = _without_others(h, keep), sample_axes(h, reg.axis_name)
     times = 1.0 if reg.axis_name is None else float(num_shards(axes))
     if reg.scope == "global":

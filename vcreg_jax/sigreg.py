@@ -17,7 +17,7 @@ from vcreg_jax.statistics import on_shards, projected, statistics_dtype
 
 @pytree("weight", "step")
 @dataclass(frozen=True)
-class SIGReg(of_batch.OfRows):
+class SIGReg(of_batch.BatchRegularizer):
     """Sketched isotropic Gaussian regularization of features `h` of shape `(*samples, d)`.
 
     With n samples in all, random directions a of unit length and y = a . h, the penalty is `weight` times the mean over
@@ -87,7 +87,7 @@ class SIGReg(of_batch.OfRows):
         return drawn / jnp.linalg.norm(drawn, axis=0, keepdims=True)
 
     def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
-        """See `of_batch.OfRows`."""
+        """See `of_batch.BatchRegularizer`."""
         n, (t, normal, weights) = of_batch.count_of(h, keep, axes), self._knots(h)
         sums = _sums(h.astype(statistics_dtype(h)), keep, self.directions(h.shape[-1], t.dtype), t, axes=axes)
         cosines, sines = sums / n
@@ -97,7 +97,7 @@ class SIGReg(of_batch.OfRows):
     def gradient_of(
         self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
     ) -> Array:
-        """See `of_batch.OfRows`."""
+        """See `of_batch.BatchRegularizer`."""
         n, (t, normal, weights) = of_batch.count_of(h, keep, axes), self._knots(h)
         directions = self.directions(h.shape[-1], t.dtype)
         cosines, sines = on_shards(_sums, h, keep, directions, t, axes=axes, samples_spec=samples_spec) / n

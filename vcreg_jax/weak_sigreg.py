@@ -17,7 +17,7 @@ from vcreg_jax.statistics import statistics_dtype
 
 @pytree("weight", "step")
 @dataclass(frozen=True)
-class WeakSIGReg(of_batch.OfRows):
+class WeakSIGReg(of_batch.BatchRegularizer):
     """Weak-SIGReg of features `h` of shape `(*samples, d)`: their sketched covariance is to be the identity.
 
     With x = h - mean over samples, S a d x k matrix of independent normal entries of variance 1 / d, k = `sketch`, and
@@ -68,14 +68,14 @@ class WeakSIGReg(of_batch.OfRows):
         return gaussian(self.seed, self.step, d, self.sketch, dtype) / d**0.5 if d > self.sketch else None
 
     def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
-        """See `of_batch.OfRows`."""
+        """See `of_batch.BatchRegularizer`."""
         directions = self.directions(h.shape[-1], statistics_dtype(h))
         return of_batch.penalty_of_covariance(self._of_covariance, h, keep, axes, directions)
 
     def gradient_of(
         self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
     ) -> Array:
-        """See `of_batch.OfRows`."""
+        """See `of_batch.BatchRegularizer`."""
         directions = self.directions(h.shape[-1], statistics_dtype(h))
         return of_batch.gradient_of_covariance(self._of_covariance, h, keep, axes, samples_spec, directions)
 

@@ -38,7 +38,7 @@ def test_a_configs_step_runs_here_and_is_reported(tmp_path, monkeypatch, capsys)
         assert held <= own["total_bytes"] - own["temporary_bytes"] < 1.1 * held + 1000
         assert len(own["step_seconds"]) == 3 and min(own["step_seconds"]) > 0
     step = sorted(found["arms"]["VCReg"]["step_seconds"])[1]
-    assert f"  VCReg: 10 networks of 500 steps, {dry_run.hours(5000 * step)}" in said
+    assert f"  VCReg: 10 networks of 500 steps, {dry_run.format_duration(5000 * step)}" in said
     assert not Path("runs").exists(), "the data set was not needed"
 
 
@@ -74,7 +74,7 @@ def test_the_whole_is_steps_times_networks_and_given_weights_take_none():
     config = digits.get_config()
     plan = make_plan(config, "here", jax.devices(), GIB, (8, 8, 1), 2)
     ran = {"identity": Ran(1, 1, 1.0, (0.5, 0.1, 0.2), 1.0), "VCReg": Ran(1, 1, 1.0, (0.4,), 1.0)}
-    lines = dry_run.whole_text(config, plan, ran).splitlines()
+    lines = dry_run.format_total(config, plan, ran).splitlines()
     # 10 seeds of 500 steps, of 0.2 s in the median and of 0.4 s: 1,000 and 2,000 s.
     assert lines[1:] == [
         "  baseline: 10 networks of 500 steps, 16.7 minutes",
@@ -83,7 +83,7 @@ def test_the_whole_is_steps_times_networks_and_given_weights_take_none():
     assert lines[0].startswith("training, all arms and seeds: 50.0 minutes, without reading")
     two = (Candidate(config.arms["VCReg"]), Candidate(config.arms["VCReg"], weight_decay=0.5))
     given = replace(config, arms={"baseline": (Candidate(given="a.pth"),), "VCReg": two})
-    lines = dry_run.whole_text(given, plan, ran).splitlines()
+    lines = dry_run.format_total(given, plan, ran).splitlines()
     assert lines[1:] == [
         "  baseline: given weights, nothing to train",
         "  VCReg: 12 networks of 500 steps, 40.0 minutes",

@@ -20,6 +20,7 @@ from train.__main__ import main
 from train.config import CheckpointConfig
 from train.interop.convert import convert
 from train.run.checkpoints import Checkpoints
+from train.run.folder import write_json
 from train.trainer.step import split
 from vcreg_jax import torch_weights
 
@@ -94,7 +95,7 @@ def test_bfloat16_is_widened_to_float32(tmp_path):
     assert_same(torch.load(tmp_path / "b.pth", weights_only=True), widened)
 
 
-def test_a_runs_newest_checkpoint_is_a_source_too(tmp_path):
+def test_a_runs_newest_checkpoint_is_a_source_too_or_the_one_that_was_tested(tmp_path):
     model = vc.models.create("resnet20", num_classes=4, rngs=nnx.Rngs(0))
     _, params, batch_stats = split(model)
     state = {"step": jnp.int32(3), "params": params, "batch_stats": batch_stats, "opt_state": {"count": jnp.ones(2)}}
@@ -105,6 +106,9 @@ def test_a_runs_newest_checkpoint_is_a_source_too(tmp_path):
     convert(folder, tmp_path / "a.pth")
     exported = {key: torch.from_numpy(value) for key, value in torch_weights.export(model).items()}
     assert_same(torch.load(tmp_path / "a.pth", weights_only=True), exported)
+    write_json(folder.parent / "result.json", {"step": 2})  # that was tested
+    convert(folder, tmp_path / "d.safetensors")
+    assert all(not value.any() for value in load_file(tmp_path / "d.safetensors").values())
     convert(folder / "2", tmp_path / "c.safetensors")  # one step of them
     assert all(not value.any() for value in load_file(tmp_path / "c.safetensors").values())
     with pytest.raises(ValueError, match="another model than resnet32"):

@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from configs import digits
+from train.config import CheckpointConfig
 from train.data import pipeline
 from train.trainer import features, loop, online_probe
 from vcreg_jax import Sites
@@ -107,6 +108,8 @@ def test_the_step_of_the_largest_rankme_is_tested_if_asked_for_also_when_run_aga
     assert loop.train(train, Sites(), 0, tmp_path, "again").step == trained.step
     with pytest.raises(ValueError, match="needs monitor_images > 0"):
         loop.prepare(replace(train, monitor_images=0), Sites())
+    with pytest.raises(ValueError, match="needs checkpoints.keep_best >= 1"):
+        loop.prepare(replace(train, checkpoints=CheckpointConfig(keep_best=0)), Sites())
 
 
 @pytest.mark.parametrize("more", [(quick.knn, 2), (quick.ridge, 2, [1.0])])

@@ -83,7 +83,7 @@ def run(
         print(describe(plan, found[name]), flush=True)
     ran = {name: own for name, own in found.items() if isinstance(own, Ran)}
     if len(ran) == len(found):
-        print(f"\n{whole_text(config, plan, ran)}")
+        print(f"\n{format_total(config, plan, ran)}")
     if json_path:
         arms = {name: {"sites": as_json(plan.arms[name]), **as_json(own)} for name, own in found.items()}
         about = {"train": as_json(plan.train), "image_shape": plan.image_shape, "num_classes": plan.num_classes}
@@ -174,7 +174,7 @@ def random_batch(plan: Plan, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[st
 
 
 def heading(plan: Plan) -> str:
-    """What is to be tried, as lines for a terminal."""
+    """The network, the batch and the devices, as lines for a terminal."""
     devices, images = plan.mesh.size, plan.train.batch_size
     return (
         f"{plan.name}: {plan.train.model.name}, {plan.train.model.dtype}, images of {plan.image_shape}, "
@@ -201,7 +201,7 @@ def describe(plan: Plan, found: Ran | TooLarge) -> str:
     )
 
 
-def whole_text(config: Experiment, plan: Plan, found: dict[str, Ran]) -> str:
+def format_total(config: Experiment, plan: Plan, found: dict[str, Ran]) -> str:
     """How long the training of each arm takes, and of all with all seeds and candidates, as lines for a terminal."""
     lines, whole = [], 0.0
     for arm, candidates in experiment.arms(config).items():
@@ -211,20 +211,16 @@ def whole_text(config: Experiment, plan: Plan, found: dict[str, Ran]) -> str:
         seconds = networks * plan.train.steps * own.step
         whole += seconds
         lines.append(
-            f"  {arm}: {networks} networks of {plan.train.steps:,} steps, {hours(seconds)}"
+            f"  {arm}: {networks} networks of {plan.train.steps:,} steps, {format_duration(seconds)}"
             if networks
             else f"  {arm}: given weights, nothing to train"
         )
-    return "\n".join(
-        [
-            f"training, all arms and seeds: {hours(whole)}, without reading of images, evaluations and probes",
-            *lines,
-        ]
-    )
+    left_out = "without reading of images, evaluations and probes"
+    return "\n".join([f"training, all arms and seeds: {format_duration(whole)}, {left_out}", *lines])
 
 
-def hours(seconds: float) -> str:
-    """A time as a person says it."""
+def format_duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use, such as "2.5 hours"."""
     for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

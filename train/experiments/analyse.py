@@ -20,7 +20,7 @@ from train.config import DataConfig, TrainConfig
 from train.data import pipeline
 from train.experiments import experiment
 from train.interop import saved_config
-from train.run.checkpoint_format import read_state
+from train.run.checkpoint_format import read_state, step_to_use
 from train.trainer import loop
 from train.trainer.evaluation import device_batches
 from train.trainer.mesh import host_rows
@@ -132,7 +132,8 @@ def analyse(checkpoint: Checkpoint, data: DataConfig, settings: vc.mine.Settings
     sites = checkpoint.sites.map(lambda name, _: remember if name == "block" else vc.identity)
     graphdef, _ = structure(replace(run.architecture, sites=sites))
     like = abstract_state(run.architecture, run.optimizer, run.mesh, config.ema is not None, config.guard)
-    step = max(int(path.name) for path in checkpoint.directory.iterdir() if path.name.isdigit())
+    step = step_to_use(checkpoint.directory)
+    assert step is not None  # `checkpoints` has found one
     with jax.set_mesh(run.mesh):
         state, _ = read_state((checkpoint.directory / str(step)).absolute(), like)
         weights = weights_to_use(state)

@@ -19,8 +19,8 @@ from train.interop import initial_weights
 from train.run import folder as run_folder
 from train.run import hosts
 from train.run.folder import ARRAYS, ARRAYS_HASH, file_hash, provenance, write_json
+from train.run.time_left import TimeLeft
 from train.run.watchdog import Watchdog
-from train.run.whole import Whole
 from train.trainer import loop
 from train.trainer.evaluation import Trained, evaluate
 from train.trainer.features import extract_cached
@@ -41,12 +41,12 @@ def run(config: Experiment, command: str) -> Path:
     started = time.perf_counter()
     folder = Path(config.runs_directory) / config.name
     with hosts.claim_on_all(folder, config, lambda: _check(config)):
-        whole, said = Whole(_count_networks(config, folder), config.train.steps), set[str]()
-        chosen = {arm: _choose(config, arm, folder / arm, whole) for arm in config.arms}
+        time_left, said = TimeLeft(_count_networks(config, folder), config.train.steps), set[str]()
+        chosen = {arm: _choose(config, arm, folder / arm, time_left) for arm in config.arms}
         finished = functools.partial(_is_finished, config)
         for arm, seed, directory in hosts.unfinished(folder, config.arms, config.seeds, finished):
-            with whole.network():
-                _train_and_test(config, arm, chosen[arm], seed, directory, whole, said)
+            with time_left.network():
+                _train_and_test(config, arm, chosen[arm], seed, directory, time_left, said)
     seconds = time.perf_counter() - started
     write_json(folder / "experiment.json", _description(config, command, seconds))
     return folder
@@ -110,7 +110,7 @@ def _count_networks(config: Experiment, folder: Path) -> int:
     return sum(not path.exists() for path in candidates) + sum(not _is_finished(config, own) for own in seeds)
 
 
-def _choose(config: Experiment, arm: str, folder: Path, whole: Whole) -> Candidate:
+def _choose(config: Experiment, arm: str, folder: Path, time_left: TimeLeft) -> Candidate:
     """The candidate whose probes are best on validation images, the mean over targets; the first one of equals."""
     candidates = arms(config)[arm]
     if len(candidates) == 1:
@@ -119,8 +119,8 @@ def _choose(config: Experiment, arm: str, folder: Path, whole: Whole) -> Candida
     for index, candidate in enumerate(candidates):
         path = folder / f"tuning{index}" / "result.json"
         if not hosts.first_says(path.exists()):
-            with whole.network():
-                write_json(path, _validate(config, arm, candidate, path.parent, whole))
+            with time_left.network():
+                write_json(path, _validate(config, arm, candidate, path.parent, time_left))
             hosts.first_says(True)  # that it is written
         found = json_files.read(path)["targets"]
         scores.append(float(np.mean([found[name]["validation_accuracy"] for name in config.targets])))
@@ -129,19 +129,21 @@ def _choose(config: Experiment, arm: str, folder: Path, whole: Whole) -> Candida
     return candidates[best]
 
 
-def _validate(config: Experiment, arm: str, candidate: Candidate, directory: Path, whole: Whole) -> dict[str, Any]:
+def _validate(
+    config: Experiment, arm: str, candidate: Candidate, directory: Path, time_left: TimeLeft
+) -> dict[str, Any]:
     assert config.tuning_seed is not None  # `_check` has seen to it
-    trained, features_of = _train(config, arm, candidate, config.tuning_seed, directory, whole)
+    trained, features_of = _train(config, arm, candidate, config.tuning_seed, directory, time_left)
     on = targets.on(config.train.data, config.targets)
     found = {name: targets.validate(target, features_of) for name, target in on.items()}
     return {"validation_accuracy": trained.validation_accuracy, "step": trained.step, "targets": found}
 
 
 def _train_and_test(
-    config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path, whole: Whole, said: set[str]
+    config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path, time_left: TimeLeft, said: set[str]
 ) -> None:
     """Writes the result; `said` are the protocols that were printed, each once a run."""
-    trained, features_of = _train(config, arm, candidate, seed, directory, whole)
+    trained, features_of = _train(config, arm, candidate, seed, directory, time_left)
     result, drawn = _earlier(directory)
     result = result or {"accuracy": _accuracy(config, trained), "step": trained.step, "targets": {}}
     for name, target in targets.on(config.train.data, config.targets).items():
@@ -190,7 +192,7 @@ def _accuracy(config: Experiment, trained: Trained) -> float:
 
 
 def _train(
-    config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path, whole: Whole
+    config: Experiment, arm: str, candidate: Candidate, seed: int, directory: Path, time_left: TimeLeft
 ) -> tuple[Trained, FeaturesOf]:
     """The network, and its features of any split."""
     train = recipe(config.train, candidate)
@@ -202,7 +204,7 @@ def _train(
     title = f"{arm}, {directory.name.replace('seed', 'seed ').replace('tuning', 'candidate ')}"
     start = train.initial_weights
     weights = _weights(train, candidate.sites, start, train.initial_head) if start else None
-    trained = loop.train(train, candidate.sites, seed, directory, title, weights, whole)
+    trained = loop.train(train, candidate.sites, seed, directory, title, weights, time_left)
     return trained, functools.partial(extract_cached, directory / "features", trained, train)
 
 

@@ -24,7 +24,7 @@ from flax import nnx
 
 import vcreg_jax as vc
 from train.files import whole_files
-from train.run.checkpoint_format import read_arrays
+from train.run.checkpoint_format import read_arrays, step_to_use
 from vcreg_jax import torch_weights
 from vcreg_jax.models.resnet_cifar import CifarResNet
 from vcreg_jax.models.torch_names import NAMINGS, from_torch
@@ -274,11 +274,11 @@ def _read_safetensors(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Parameters and statistics, by their paths in our model."""
-    steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+    step = step_to_use(directory)
     one = directory if (directory / "about").is_dir() else None
-    if not (one or steps):
+    if one is None and step is None:
         raise ValueError(f"{directory} holds no checkpoint. Give the folder `checkpoints` of a run, or a file.")
-    state, about = read_arrays((one or directory / str(max(steps))).absolute())
+    state, about = read_arrays((one or directory / str(step)).absolute())
     average = "ema/" if any(path.startswith("ema/") for path in state) else ""
     groups = (f"{average}params/", f"{average}batch_stats/")
     tensors = {

@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from train.files import json_files
 from train.files.content_hash import content_hashes, differing
 from train.files.json_files import text_hash
 from train.run import orbax_tracebacks
@@ -90,6 +91,14 @@ def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
     wanted = by_path(like)
     arrays, about = read_arrays(folder, wanted)
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted]), about
+
+
+def step_to_use(checkpoints: Path) -> int | None:
+    """The step with whose weights the run was tested, or while it is not, the newest; None where none is kept."""
+    steps = {int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()}
+    result = checkpoints.parent / "result.json"
+    tested = json_files.read(result).get("step") if result.exists() else None
+    return tested if tested in steps else max(steps, default=None)
 
 
 def by_path(tree: Any) -> dict[str, Any]:

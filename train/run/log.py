@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from train.config import TrainConfig
 from train.files import json_files, whole_files
 from train.run.tensorboard import TensorBoard
+from train.run.time_left import TimeLeft
 from train.run.watchdog import Watchdog
-from train.run.whole import Whole
 
 
 class RunLog:
@@ -25,10 +25,12 @@ class RunLog:
     Metrics may still be on the device; more scalars of a step are more keys.
     """
 
-    def __init__(self, directory: Path, title: str, config: TrainConfig, start_step: int, whole: Whole | None = None):
+    def __init__(
+        self, directory: Path, title: str, config: TrainConfig, start_step: int, time_left: TimeLeft | None = None
+    ):
         self._file = MetricsFile(directory / "metrics.jsonl", start_step, config.tensorboard)
         self._bar = Bar(title, config.steps, start_step)
-        self._rate = Rate(config.batch_size, config.steps, whole or Whole(1, config.steps))
+        self._rate = Rate(config.batch_size, config.steps, time_left or TimeLeft(1, config.steps))
 
     def __enter__(self) -> "RunLog":
         self._bar.__enter__()
@@ -226,8 +228,8 @@ class Rate:
     Nothing before the second update, since the first interval compiles.
     """
 
-    def __init__(self, batch_size: int, steps: int, whole: Whole):
-        self._batch_size, self._steps, self._whole = batch_size, steps, whole
+    def __init__(self, batch_size: int, steps: int, time_left: TimeLeft):
+        self._batch_size, self._steps, self._time_left = batch_size, steps, time_left
         self._last: tuple[int, float] | None = None
         self._steps_per_second: float | None = None
 
@@ -248,7 +250,7 @@ class Rate:
     def __str__(self) -> str:
         if self._last is None or self._steps_per_second is None:
             return ""
-        left = self._whole.text(self._steps - self._last[0], self._steps_per_second)
+        left = self._time_left.text(self._steps - self._last[0], self._steps_per_second)
         return f"{self._steps_per_second * self._batch_size:,.0f} images/s  {left}"
 
 

@@ -19,8 +19,8 @@ from train.run.checkpoints import Checkpoints
 from train.run.log import DataWait, RunLog
 from train.run.preemption import Preempted, Preemption
 from train.run.tensorboard import check_installed
+from train.run.time_left import TimeLeft
 from train.run.watchdog import Watchdog
-from train.run.whole import Whole
 from train.trainer import mesh as meshes
 from train.trainer import nonfinite, online_probe
 from train.trainer.diagnostics import Diagnostics
@@ -58,6 +58,8 @@ def prepare(config: TrainConfig, sites: Sites) -> Prepared:
         raise ValueError("joint_embedding needs data.second_view, and monitor_images > 0 to say how it goes.")
     if config.tested_by == "rankme" and not config.monitor_images:
         raise ValueError('tested_by="rankme" needs monitor_images > 0, at least the 20 of the nearest neighbours.')
+    if config.tested_by is not None and config.checkpoints.keep_best < 1:
+        raise ValueError(f"tested_by={config.tested_by!r} needs checkpoints.keep_best >= 1: the best one is tested.")
     if config.joint_embedding is None and config.data.second_view is not None:
         raise ValueError("data.second_view is for joint_embedding, which this config has not.")
     check_mix(config.mix, config.batch_size, config.data.repeats)
@@ -77,12 +79,12 @@ def train(
     directory: Path,
     title: str,
     weights: tuple[dict, dict] | None = None,
-    whole: Whole | None = None,
+    time_left: TimeLeft | None = None,
 ) -> Trained:
     """Trains to `config.steps`, going on from the newest checkpoint under `directory` if there is one.
 
-    `weights`, parameters and batch statistics, are what it starts from in place of those that the seed draws. `whole`
-    knows what else the run does, so that one line says when all is done.
+    `weights`, parameters and batch statistics, are what it starts from in place of those that the seed draws.
+    `time_left` knows what else the run does, so that one line says when all is done.
 
     Writes `metrics.jsonl` and `checkpoints/`. The order within a step is fixed: evaluate, save, diagnose, step, log.
     """
@@ -112,7 +114,7 @@ def train(
         diagnostics = Diagnostics(run.architecture, normalize, objective(config))
         batches = DataWait(_train_batches(run, config, seed, start), watchdog)
         boundary = functools.partial(_boundary, watchdog, preemption)
-        with RunLog(directory, title, config, start, whole) as log:
+        with RunLog(directory, title, config, start, time_left) as log:
             log.warn(step := start, warnings)
             if make_train_step.cache_info().misses > known and start < config.steps:
                 log.compiling(start)

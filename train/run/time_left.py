@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 
 
-class Whole:
-    """The networks that a run has not finished, trained one after the other."""
+class TimeLeft:
+    """Estimates how long a run still takes that trains one network after the other."""
 
     def __init__(self, networks: int, steps: int):
         self._networks, self._steps = networks, steps  # with the one that is being trained; of each

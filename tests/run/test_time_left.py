@@ -7,8 +7,8 @@ import pytest
 
 import vcreg_jax as vc
 from configs import digits
-from train.run import whole as module
-from train.run.whole import Whole
+from train.run import time_left as module
+from train.run.time_left import TimeLeft
 from train.trainer import loop
 
 
@@ -20,26 +20,26 @@ def clock(monkeypatch):
 
 
 def test_before_a_network_is_finished_only_steps_are_known(clock):
-    whole = Whole(6, steps=100)
-    with whole.network():
+    time_left = TimeLeft(6, steps=100)
+    with time_left.network():
         clock[0] += 40
         # At 2 steps/s: 30 steps here, and five times 100.
-        assert whole.seconds_left(30, 2.0) == 15 + 250
-        assert whole.text(30, 2.0) == "at least 0:04:25 left in all"
+        assert time_left.seconds_left(30, 2.0) == 15 + 250
+        assert time_left.text(30, 2.0) == "at least 0:04:25 left in all"
 
 
 def test_after_one_is_finished_the_others_are_as_long_with_all_that_is_beside_the_steps(clock):
-    whole = Whole(3, steps=100)
-    with whole.network():
+    time_left = TimeLeft(3, steps=100)
+    with time_left.network():
         clock[0] += 90  # 50 of steps and 40 of compiling and probes
-    with whole.network():
+    with time_left.network():
         clock[0] += 10
-        assert whole.seconds_left(80, 2.0) == (90 - 10) + 90
+        assert time_left.seconds_left(80, 2.0) == (90 - 10) + 90
         clock[0] += 100  # longer than the first one took
-        assert whole.seconds_left(80, 2.0) == 80 / 2 + 90
-        assert whole.text(80, 2.0) == "0:02:10 left in all"
-    with whole.network():
-        assert whole.seconds_left(100, 0.5) == 200  # on a machine that has become slow
+        assert time_left.seconds_left(80, 2.0) == 80 / 2 + 90
+        assert time_left.text(80, 2.0) == "0:02:10 left in all"
+    with time_left.network():
+        assert time_left.seconds_left(100, 0.5) == 200  # on a machine that has become slow
 
 
 def test_lines_have_the_whole_runs_time_and_say_compiling_once_for_each_program(tmp_path, capsys):
@@ -49,10 +49,10 @@ def test_lines_have_the_whole_runs_time_and_say_compiling_once_for_each_program(
     # A batch of another test's would find its program compiled.
     train = replace(train, data=data, optimizer=replace(train.optimizer, schedule=schedule), steps=3, batch_size=40)
     train = replace(train, log_every=1, eval_every=3)
-    whole = Whole(2, 3)
+    time_left = TimeLeft(2, 3)
     for seed in (0, 1):
-        with whole.network():
-            loop.train(train, vc.Sites(), seed, tmp_path / str(seed), f"seed {seed}", whole=whole)
+        with time_left.network():
+            loop.train(train, vc.Sites(), seed, tmp_path / str(seed), f"seed {seed}", time_left=time_left)
     said = capsys.readouterr().err.splitlines()
     first, second = ([line for line in said if line.startswith(f"seed {seed}")] for seed in (0, 1))
     assert first[0].endswith("compiling ...") and sum("compiling" in line for line in said) == 1
