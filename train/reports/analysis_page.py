@@ -206,9 +206,10 @@ def geometry(arm: str, own: Sequence[Analysis], index: int) -> Figure:
     cells = axes.pcolormesh(matrix[::-1], cmap="RdBu_r", vmin=-1, vmax=1, linewidth=0)
     few = len(names) <= 12
     if few:
+        colours = cells.to_rgba(matrix)
         for (i, j), value in np.ndenumerate(matrix):
             axes.text(j + 0.5, len(names) - i - 0.5, summary.number(value), ha="center", va="center", fontsize=7,
-                      color=ink_on(cells.to_rgba(value)))  # fmt: skip
+                      color=ink_on(colours[i, j]))  # fmt: skip
     ticks = np.arange(len(names)) + 0.5 if few else []
     narrow = 5 * max(map(len, names)) > 240 / len(names)  # points of a name, and of a cell
     axes.set_xticks(ticks, names if few else [], fontsize=8, rotation=90 if narrow else 0)
