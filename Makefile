@@ -17,7 +17,7 @@ test: check
 # For the inner loop: the op, the step, and the tests named as the files that changed since the last commit.
 CHANGED = $(shell git diff --name-only HEAD | sed -n 's|.*/\([a-z0-9_]*\)\.py$$|\1|p' | sed 's|^test_||' | sort -u)
 quick: .venv/test.installed
-	$(BIN)/python -m pytest -q tests/regularizers/test_regularizers.py tests/trainer/test_step.py $(wildcard $(CHANGED:%=tests/*/test_%.py))
+	$(BIN)/python -m pytest -q tests/regularizers/test_vcreg.py tests/trainer/test_step.py $(wildcard $(CHANGED:%=tests/*/test_%.py))
 
 check: .venv/test.installed
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from flax import nnx
 import vcreg_jax as vc
 from tests.development_images import load_reader
 from train.run.provenance import commit
-from vcreg_jax import sampling
+from vcreg_jax.regularizers import sampling
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 RESULT = Path(__file__).parent.parent / "docs/results/sampled_gradient.json"

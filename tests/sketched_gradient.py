@@ -40,8 +40,8 @@ from train.trainer.model import Architecture, create_state, structure
 from train.trainer.objective import objective
 from train.trainer.optim import make_optimizer
 from train.trainer.step import Normalize, make_train_step
-from vcreg_jax.add_gradient import add_gradient, pytree
-from vcreg_jax.statistics import map_groups, num_samples
+from vcreg_jax.regularizers.add_gradient import add_gradient, pytree
+from vcreg_jax.regularizers.statistics import map_groups, num_samples
 
 RESULT = Path(__file__).parent.parent / "docs/results/sketched_gradient.json"
 SKETCHES, DRAWS, IMAGES = (8, 16, 32), 4, 64

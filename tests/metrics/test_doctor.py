@@ -10,7 +10,7 @@ import vcreg_jax as vc
 from tests.reports.test_report import Page
 from train.__main__ import main
 from train.reports import checkup_page
-from vcreg_jax.doctor import STRENGTHS, Block
+from vcreg_jax.metrics.doctor import STRENGTHS, Block
 
 CLASSES, N = 4, 240
 LABELS = np.random.default_rng(0).integers(0, CLASSES, N)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.gaussian_pairs import gaussian_pairs
-from vcreg_jax import mine
+from vcreg_jax.metrics import mine
 
 QUICK = mine.Settings(width=32, embedding=8, batch_size=128, steps=400, learning_rate=5e-3, critics=2)
 

@@ -9,16 +9,25 @@ from flax import nnx
 
 import vcreg_jax as vc
 
-MODULES = (vc.losses, vc.metrics, vc.mine, vc.models, vc.torch_weights, vc.linen, vc.probes.linear, vc.probes.quick)
+MODULES = {
+    "vc.losses": vc.losses,
+    "vc.metrics": vc.metrics,
+    "vc.mine": vc.mine,
+    "vc.models": vc.models,
+    "vc.torch_weights": vc.torch_weights,
+    "vc.linen": vc.linen,
+    "vc.probes.linear": vc.probes.linear,
+    "vc.probes.quick": vc.probes.quick,
+}
 
 
 def _public():
     """The package's names, and those of its modules, by the name that a user writes."""
     found = {f"vc.{name}": getattr(vc, name) for name in vc.__all__}
-    for module in MODULES:
+    for path, module in MODULES.items():
         own = [name for name, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__]
         names = [name for name in getattr(module, "__all__", own) if not name.startswith("_")]
-        found |= {f"{module.__name__.replace('vcreg_jax', 'vc')}.{name}": getattr(module, name) for name in names}
+        found |= {f"{path}.{name}": getattr(module, name) for name in names}
     return {name: thing for name, thing in found.items() if callable(thing) and hasattr(thing, "__qualname__")}
 
 

@@ -41,7 +41,9 @@ def test_the_application_does_not_import_experiments():
         assert "configs" not in _imported(path), path
 
 
-ROOMS = [
+FOLDERS = ["regularizers", "attach", "models", "losses", "probes", "metrics", "torch_weights"]  # of the library
+
+ROOMS = [  # of the application
     "augment",
     "config",
     "command_line",
@@ -58,29 +60,35 @@ ROOMS = [
 ]
 
 
-def _rooms_imported(path: Path) -> set[str]:
-    """The folders and files of `train` that a module imports from, also inside functions."""
+def _rooms_imported(package: str, path: Path) -> set[str]:
+    """The folders and files of `package` that a module imports from, also inside functions."""
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "train":
+        if isinstance(node, ast.ImportFrom) and node.module == package:
             rooms |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("train."):
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
             rooms.add((node.module or "").split(".")[1])
     return rooms
 
 
-@pytest.mark.parametrize("room", [*ROOMS, "__main__"])
-def test_the_rooms_of_the_application_import_from_earlier_ones_alone(room):
-    folder = ROOT / "train" / room
+@pytest.mark.parametrize(
+    ("package", "rooms", "room"),
+    [("vcreg_jax", FOLDERS, room) for room in FOLDERS] + [("train", ROOMS, room) for room in [*ROOMS, "__main__"]],
+)
+def test_rooms_import_from_earlier_ones_alone(package, rooms, room):
+    folder = ROOT / package / room
     paths = list(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
-    may = {*ROOMS[: ROOMS.index(room) + 1]} if room in ROOMS else set(ROOMS)
+    may = {*rooms[: rooms.index(room) + 1]} if room in rooms else set(rooms)
     for path in paths:
-        assert _rooms_imported(path) <= may, path
+        assert _rooms_imported(package, path) <= may, path
 
 
-def test_every_file_of_the_application_lies_in_a_room():
-    names = {path.name.removesuffix(".py") for path in (ROOT / "train").iterdir() if path.name != "__pycache__"}
-    assert names == {*ROOMS, "__init__", "__main__", "two_moons"}  # the last under the name of earlier configs
+def test_every_file_lies_in_a_room():
+    def names(package: str) -> set[str]:
+        return {path.name.removesuffix(".py") for path in (ROOT / package).iterdir() if path.name != "__pycache__"}
+
+    assert names("vcreg_jax") == {*FOLDERS, "__init__"}
+    assert names("train") == {*ROOMS, "__init__", "__main__", "two_moons"}  # the last under the name of earlier configs
 
 
 PROGRAM = """

@@ -15,8 +15,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import vcreg_jax as vc
 from tests import reference
 from tests.torch_models import FAMILIES, batch
-from vcreg_jax import sampling
-from vcreg_jax.statistics import covariance
+from vcreg_jax.regularizers import sampling
+from vcreg_jax.regularizers.statistics import covariance
 
 P = PartitionSpec
 WEIGHTS = {"alpha": 2.0, "beta": 0.7, "delta": 0.25}

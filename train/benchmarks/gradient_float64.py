@@ -13,7 +13,7 @@ import vcreg_jax as vc
 from train.benchmarks import roofline
 from train.benchmarks.programs import SEED, Settings
 from train.benchmarks.timing import Deadline
-from vcreg_jax.regularizers import SCALES
+from vcreg_jax.regularizers.vcreg import SCALES
 
 # Of features, as in ViT-B/32 and in ConvNeXt-T's third stage; on a CPU smaller.
 SHAPES = {"gpu": ((128, 50, 768), (128, 14, 14, 384)), "cpu": ((8, 5, 24), (6, 4, 4, 16))}

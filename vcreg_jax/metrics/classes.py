@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Num
 
-from vcreg_jax.statistics import statistics_dtype
+from vcreg_jax.regularizers.statistics import statistics_dtype
 
 _ROWS = 1024  # rows whose distances to all classes are held at once
 

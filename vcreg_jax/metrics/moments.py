@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Num
 
-from vcreg_jax.statistics import less, mean_of
+from vcreg_jax.regularizers.statistics import less, mean_of
 
 
 class Moments(NamedTuple):

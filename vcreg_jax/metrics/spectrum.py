@@ -5,7 +5,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from vcreg_jax.statistics import less, mean_of, statistics_dtype
+from vcreg_jax.regularizers.statistics import less, mean_of, statistics_dtype
 
 
 def singular_values(features: Float[Array, "n d"]) -> Float[Array, " min_n_d"]:

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float
 
-from vcreg_jax.statistics import vary_with
+from vcreg_jax.regularizers.statistics import vary_with
 
 
 class Convolution(nnx.Conv):

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from vcreg_jax.statistics import vary_with
+from vcreg_jax.regularizers.statistics import vary_with
 
 
 class DepthwiseConv(nnx.Module):

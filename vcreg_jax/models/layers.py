@@ -10,9 +10,9 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from vcreg_jax.add_gradient import Regularizer
-from vcreg_jax.mean_removal import MeanRemoval, RemoveMean
-from vcreg_jax.statistics import in_groups, num_samples, shard_axes, statistics_dtype
+from vcreg_jax.regularizers.add_gradient import Regularizer
+from vcreg_jax.regularizers.mean_removal import MeanRemoval, RemoveMean
+from vcreg_jax.regularizers.statistics import in_groups, num_samples, shard_axes, statistics_dtype
 
 # Torch's default for the weights of linear layers and convolutions: U(+-1 / sqrt(fan_in)).
 torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float
 
-from vcreg_jax.statistics import statistics_dtype, vary_with
+from vcreg_jax.regularizers.statistics import statistics_dtype, vary_with
 
 
 @jax.custom_vjp

@@ -24,7 +24,8 @@ from vcreg_jax.models.layers import (
     torch_default,
     torch_default_bias,
 )
-from vcreg_jax.regularizers import Sites, identity
+from vcreg_jax.regularizers.add_gradient import identity
+from vcreg_jax.regularizers.vcreg import Sites
 
 _he_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 

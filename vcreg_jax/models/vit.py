@@ -18,7 +18,8 @@ from jaxtyping import Float
 from vcreg_jax.models.layers import DropPath, Site, linear_rates, run_blocks, torch_default, torch_default_bias
 from vcreg_jax.models.lean import LayerNorm, gelu
 from vcreg_jax.models.patches import PatchProjection
-from vcreg_jax.regularizers import Sites, identity
+from vcreg_jax.regularizers.add_gradient import identity
+from vcreg_jax.regularizers.vcreg import Sites
 
 _EPSILON = 1e-6
 _zeros = jax.nn.initializers.zeros

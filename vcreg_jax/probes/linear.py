@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from vcreg_jax.probes import lbfgs
 from vcreg_jax.probes.lbfgs import Fit
 from vcreg_jax.probes.logistic import class_counts, dot
-from vcreg_jax.statistics import less, mean_of
+from vcreg_jax.regularizers.statistics import less, mean_of
 
 
 def l2_grid(low: float, high: float, count: int = 45) -> np.ndarray:

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from vcreg_jax.probes.lbfgs import dot
-from vcreg_jax.statistics import less, mean_of
+from vcreg_jax.regularizers.statistics import less, mean_of
 
 ROWS = 1024  # that are compared with all training rows at a time
 

@@ -19,10 +19,10 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
-from vcreg_jax import sampling
-from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, identity, pytree, refuse_class
-from vcreg_jax.mean_removal import RemoveMean
-from vcreg_jax.statistics import (
+from vcreg_jax.regularizers import sampling
+from vcreg_jax.regularizers.add_gradient import Penalty, Regularizer, add_gradient, identity, pytree, refuse_class
+from vcreg_jax.regularizers.mean_removal import RemoveMean
+from vcreg_jax.regularizers.statistics import (
     centred,
     check_axis_name,
     covariance,

@@ -9,9 +9,9 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from vcreg_jax import of_batch
-from vcreg_jax.add_gradient import pytree
-from vcreg_jax.statistics import num_samples, on_shards, statistics_dtype
+from vcreg_jax.regularizers import of_batch
+from vcreg_jax.regularizers.add_gradient import pytree
+from vcreg_jax.regularizers.statistics import num_samples, on_shards, statistics_dtype
 
 
 @pytree("weight")

@@ -16,7 +16,7 @@ import optax
 from jax import Array, lax
 from jaxtyping import Float, Int, Key
 
-from vcreg_jax.statistics import less, mean_of
+from vcreg_jax.regularizers.statistics import less, mean_of
 
 Params = dict[str, Any]
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, nn
 from jaxtyping import Float
 
-from vcreg_jax.statistics import covariance, less, mean_of, statistics_dtype
+from vcreg_jax.regularizers.statistics import covariance, less, mean_of, statistics_dtype
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from vcreg_jax.add_gradient import Penalty, Regularizer, add_gradient, pytree, refuse_class
-from vcreg_jax.baselines import DeCov
-from vcreg_jax.regularizers import VCReg, identity
-from vcreg_jax.statistics import (
+from vcreg_jax.regularizers.add_gradient import Penalty, Regularizer, add_gradient, pytree, refuse_class
+from vcreg_jax.regularizers.baselines import DeCov
+from vcreg_jax.regularizers.statistics import (
     explicit_sharding,
     in_groups,
     less,
@@ -26,6 +25,7 @@ from vcreg_jax.statistics import (
     sample_axes,
     statistics_dtype,
 )
+from vcreg_jax.regularizers.vcreg import VCReg, identity
 
 
 def on_axis(reg: Regularizer, axis: int) -> Regularizer:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
-from vcreg_jax import of_batch
-from vcreg_jax.add_gradient import pytree
+from vcreg_jax.regularizers import of_batch
+from vcreg_jax.regularizers.add_gradient import pytree
 
 
 @pytree("weight")

@@ -8,8 +8,8 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float
 
-from vcreg_jax.add_gradient import Regularizer, identity, refuse_class
-from vcreg_jax.statistics import in_groups, shard_axes, statistics_dtype
+from vcreg_jax.regularizers.add_gradient import Regularizer, identity, refuse_class
+from vcreg_jax.regularizers.statistics import in_groups, shard_axes, statistics_dtype
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 
 import vcreg_jax as vc
 from tests import reference
-from vcreg_jax.regularizers import Penalty
+from vcreg_jax.regularizers.add_gradient import Penalty
 
 EPS = 1e-4
 

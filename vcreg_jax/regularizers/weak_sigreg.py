@@ -9,10 +9,10 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from vcreg_jax import of_batch
-from vcreg_jax.add_gradient import pytree
-from vcreg_jax.directions import gaussian
-from vcreg_jax.statistics import statistics_dtype
+from vcreg_jax.regularizers import of_batch
+from vcreg_jax.regularizers.add_gradient import pytree
+from vcreg_jax.regularizers.directions import gaussian
+from vcreg_jax.regularizers.statistics import statistics_dtype
 
 
 @pytree("weight", "step")

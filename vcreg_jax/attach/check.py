@@ -10,9 +10,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from vcreg_jax.add_gradient import Penalty, Regularizer
-from vcreg_jax.attach import placement_of, put_placement
-from vcreg_jax.placement import Placement
+from vcreg_jax.attach.nnx import placement_of, put_placement
+from vcreg_jax.attach.placement import Placement
+from vcreg_jax.regularizers.add_gradient import Penalty, Regularizer
 
 _ROUNDING = 1e-5  # a bias gets the sum of a gradient's rows, which is 0 but for rounding
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from flax import nnx
 from jax import Array
 
-from vcreg_jax.add_gradient import Regularizer
-from vcreg_jax.placement import Placement, Where, matches, nothing_matched
+from vcreg_jax.attach.placement import Placement, Where, matches, nothing_matched
+from vcreg_jax.regularizers.add_gradient import Regularizer
 
 _PLACEMENT = "_vcreg_placement"  # of a class made by `attach`
 

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from vcreg_jax.metrics import covariance_statistics, entropy_rank, singular_values_of
-from vcreg_jax.statistics import (
+from vcreg_jax.regularizers.statistics import (
     check_axis_name,
     explicit_sharding,
     mean_and_covariance,

@@ -1,14 +1,9 @@
-"""Losses as functions of arrays: per-example values out, the caller takes the mean. Those of two views at once, which
-have no value per example, come from `vcreg_jax.joint_embedding`."""
+"""Cross entropy: a value per example, of which the caller takes the mean."""
 
 import jax.numpy as jnp
 import optax
 from jax import Array
 from jaxtyping import Float, Int
-
-from vcreg_jax.joint_embedding import BarlowTwins, NTXent, VICReg
-
-__all__ = ["BarlowTwins", "NTXent", "VICReg", "cross_entropy"]
 
 
 def cross_entropy(

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import jax
 from jax import Array
 
-from vcreg_jax.add_gradient import Regularizer, refuse_class
-from vcreg_jax.layouts import masked
+from vcreg_jax.regularizers.add_gradient import Regularizer, refuse_class
+from vcreg_jax.regularizers.layouts import masked
 
 Where = type | tuple[type, ...] | str | Callable[[str, Any], bool]
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from flax import linen
 from jax import Array
 
-from vcreg_jax.add_gradient import Regularizer
-from vcreg_jax.placement import Placement, Where, matches, nothing_matched
+from vcreg_jax.attach.placement import Placement, Where, matches, nothing_matched
+from vcreg_jax.regularizers.add_gradient import Regularizer
 
 
 class intercept:  # noqa: N801 - reads as a function of a function, `intercept(model.apply, ...)`

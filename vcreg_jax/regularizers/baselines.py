@@ -14,9 +14,8 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
-from vcreg_jax.add_gradient import add_gradient, pytree
-from vcreg_jax.regularizers import VCReg
-from vcreg_jax.statistics import (
+from vcreg_jax.regularizers.add_gradient import add_gradient, pytree
+from vcreg_jax.regularizers.statistics import (
     check_axis_name,
     explicit_sharding,
     num_samples,
@@ -24,6 +23,7 @@ from vcreg_jax.statistics import (
     sample_axes,
     statistics_dtype,
 )
+from vcreg_jax.regularizers.vcreg import VCReg
 
 
 @pytree("weight")

@@ -1,16 +1,13 @@
-"""Random directions in the space of features, decided by a seed and a step: no hidden state, all devices alike."""
+"""The directions of a training step, for regularizers that look along random ones: `vc.at_step`."""
 
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax import Array, lax
-from jax.typing import DTypeLike
-from jaxtyping import Float, Int
+from jax import Array
+from jaxtyping import Int
 
-from vcreg_jax.attach import placement_of, put_placement
+from vcreg_jax.attach.nnx import placement_of, put_placement
 
 _Regularized = TypeVar("_Regularized")
 
@@ -22,17 +19,6 @@ class Redrawn(Protocol):
     def at_step(self, step: int | Int[Array, ""], /) -> Any:
         """The same regularizer with the directions of this step."""
         ...
-
-
-def gaussian(
-    seed: int, step: int | Int[Array, ""], d: int, k: int, dtype: DTypeLike = jnp.float32
-) -> Float[Array, "d k"]:
-    """k directions of independent standard normal entries: the same in every dtype, but for rounding.
-
-    What is random is a multiple of 2^-23 between -1 and 1, which no compiler rounds in its own way.
-    """
-    drawn = jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step), (d, k), jnp.float32)
-    return 2**0.5 * lax.erf_inv((2 * drawn - 1 + 2**-23).astype(dtype))
 
 
 def at_step(regularized: _Regularized, step: int | Int[Array, ""]) -> _Regularized:

@@ -16,8 +16,8 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
-from vcreg_jax.add_gradient import add_gradient
-from vcreg_jax.statistics import (
+from vcreg_jax.regularizers.add_gradient import add_gradient
+from vcreg_jax.regularizers.statistics import (
     centred,
     check_axis_name,
     explicit_sharding,

@@ -9,7 +9,7 @@ from scipy import stats
 
 import vcreg_jax as vc
 from tests.everywhere import added, features
-from vcreg_jax.directions import gaussian
+from vcreg_jax.regularizers.directions import gaussian
 
 REG = vc.SIGReg(weight=3.0, slices=4)
 
