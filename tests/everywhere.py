@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -29,6 +30,7 @@ class Case(NamedTuple):
     in_numpy: InNumPy
     in_torch: InTorch
     sent: tuple[str, ...] = ("all-reduce",)
+    is_mean: bool = False  # of something that every sample has by itself, so that groups change nothing
 
 
 def features(*shape: int, offset: float = 0.4) -> np.ndarray:
@@ -70,13 +72,13 @@ def check_formula(reg: Any, in_numpy: InNumPy, in_torch: InTorch, h: np.ndarray)
     np.testing.assert_array_equal(reg(on_device), h)
 
 
-def check_groups(make: Callable[..., Any], in_torch: InTorch) -> None:
-    """Three groups have the mean of their own penalties."""
+def check_groups(make: Callable[..., Any], in_torch: InTorch, is_mean: bool) -> None:
+    """Three groups have the mean of their own penalties, another one than the whole batch's unless that `is_mean`."""
     h = features(12, 2, 5)
     penalty, gradient = by_torch(in_torch, h, groups=3)
     np.testing.assert_allclose(jax.jit(make(scope=3).penalty)(jnp.asarray(h)), penalty, rtol=1e-10)
     assert_near(added(make(scope=3), jnp.asarray(h)), gradient)
-    assert np.abs(gradient - by_torch(in_torch, h)[1]).max() > 1e-3 * np.abs(gradient).max()
+    assert is_mean != (np.abs(gradient - by_torch(in_torch, h)[1]).max() > 1e-3 * np.abs(gradient).max())
 
 
 def check_masks(make: Callable[..., Any], in_torch: InTorch) -> None:
@@ -108,6 +110,14 @@ def check_masks(make: Callable[..., Any], in_torch: InTorch) -> None:
     nothing = vc.masked(make(), np.zeros((16, 3), bool))
     assert np.isfinite(nothing.penalty(jnp.asarray(h)))
     np.testing.assert_array_equal(added(nothing, jnp.asarray(h)), 0.0)
+
+
+def check_few_rows(reg: Any) -> None:
+    """Fewer rows than it needs have no penalty and no gradient, and a warning says so."""
+    few = reg.fewest_rows - 1
+    for call, nothing in ((reg.penalty, 0.0), (lambda h: added(reg, h), np.zeros((few, 4)))):
+        with pytest.warns(UserWarning, match=rf"{type(reg).__name__} adds nothing: it needs \d samples, got {few} in"):
+            np.testing.assert_array_equal(call(jnp.ones((few, 4))), nothing)
 
 
 def check_devices(make: Callable[..., Any], in_torch: InTorch, way: str) -> None:
@@ -183,23 +193,30 @@ def check_dtypes(reg: Any, in_torch: InTorch) -> None:
     assert np.abs(np.float64(gradient) - expected).max() <= 0.03 * np.abs(expected).max()
 
 
-def check_weight(make: Callable[..., Any]) -> None:
-    """The weight may be traced and vmapped; `scaled` multiplies penalty and gradient; a negative one is refused."""
-    h = jnp.asarray(features(8, 5))
-    one = added(make(weight=1.0), h)
-    several = jax.jit(jax.vmap(lambda weight: added(make(weight=weight), h)))(jnp.asarray([1.0, 3.0]))
-    assert_near(several[0], np.asarray(one), 1e-12)
-    assert_near(several[1], 3 * np.asarray(one), 1e-12)
-    assert_near(added(make(weight=1.0).scaled(0.5), h), np.asarray(one) / 2, 1e-12)
-    name = type(make()).__name__
+def check_weights(make: Callable[..., Any]) -> None:
+    """Weights may be traced and vmapped; `scaled` multiplies penalty and gradient; negative ones are refused."""
+    h, reg = jnp.asarray(features(8, 5)), make()
+    one = added(reg, h)
+    own = {name: getattr(reg, name) for name in reg.weights}
+
+    @jax.jit
+    @jax.vmap
+    def several(times):
+        return added(make(**{name: weight * times for name, weight in own.items()}), h)
+
+    for found, times in zip(several(jnp.asarray([1.0, 3.0])), (1, 3), strict=True):
+        assert_near(found, times * np.asarray(one), 1e-12)
+    assert_near(added(reg.scaled(0.5), h), np.asarray(one) / 2, 1e-12)
+    name, first = type(reg).__name__, reg.weights[0]
     for bad, message in (
-        ({"weight": -1.0}, f"{name} needs weight >= 0, got -1.0"),
-        ({"weight": float("inf")}, f"{name} needs weight >= 0, got inf"),
+        ({first: -1.0}, f"{name} needs {first} >= 0, got -1.0"),
+        ({first: float("inf")}, f"{name} needs {first} >= 0, got inf"),
         ({"scope": 0}, f'{name} needs scope="global" or a number of groups >= 1, got 0'),
         ({"axis_name": ()}, f"{name} needs axis_name to be a string"),
     ):
         _assert_refused(lambda bad=bad: make(**bad), message)
-    _assert_refused(lambda: make()(jnp.zeros(3)), f"{name} needs floating-point features of shape (*samples, d)")
+    _assert_refused(lambda: reg(jnp.zeros(3)), f"{name} needs features of shape (*samples, d) with at least two axes")
+    _assert_refused(lambda: reg(jnp.zeros((3, 0))), f"{name} needs at least one feature")
     _assert_refused(lambda: make(scope=3)(h), "scope=3 needs a batch that divides into 3 equal groups, got 8")
 
 

@@ -11,11 +11,13 @@ from vcreg_jax.metrics.doctor import Checkup, doctor
 from vcreg_jax.regularizers.add_gradient import Regularizer, identity
 from vcreg_jax.regularizers.baselines import DeCov, WLDReg
 from vcreg_jax.regularizers.decorrelation import Decorrelation
+from vcreg_jax.regularizers.explicit import explicit
 from vcreg_jax.regularizers.koleo import KoLeo
 from vcreg_jax.regularizers.layouts import masked, on_axis, over_time
 from vcreg_jax.regularizers.mean_removal import MeanRemoval, RemoveMean
 from vcreg_jax.regularizers.sigreg import SIGReg
-from vcreg_jax.regularizers.vcreg import Sites, VCReg, explicit
+from vcreg_jax.regularizers.sites import Sites
+from vcreg_jax.regularizers.vcreg import VCReg
 from vcreg_jax.regularizers.weak_sigreg import WeakSIGReg
 
 __version__ = "0.1.0"

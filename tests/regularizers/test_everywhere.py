@@ -6,12 +6,30 @@ Their own test files have the oracles and say as `CASES` in which forms they are
 import numpy as np
 import pytest
 
-from tests import everywhere
-from tests.everywhere import features
-from tests.regularizers import test_decorrelation, test_koleo, test_sigreg, test_weak_sigreg
+import vcreg_jax as vc
+from tests import everywhere, reference
+from tests.everywhere import Case, features
+from tests.regularizers import test_baselines, test_decorrelation, test_koleo, test_sigreg, test_weak_sigreg
 
-MODULES = (test_sigreg, test_weak_sigreg, test_koleo, test_decorrelation)
-CASES = {name: case for module in MODULES for name, case in module.CASES.items()}
+
+def vcreg(**options) -> Case:
+    """VCReg in one form, with its formula in NumPy and PyTorch, whose `scale` is another weight of the covariances."""
+    weights = {"alpha": 0.7, "beta": 0.3, "delta": None} | options
+
+    def in_torch(rows):
+        times = len(rows) - 1 if weights.get("scale") == "algorithm_1" else 1
+        return reference.torch_penalty(rows, 0.7, 0.3 * times, weights["delta"], 1e-4, 1)
+
+    return Case(lambda **fields: vc.VCReg(**weights | fields), lambda h: reference.penalty(h, **weights), in_torch)
+
+
+MODULES = (test_sigreg, test_weak_sigreg, test_koleo, test_decorrelation, test_baselines)
+CASES = {
+    "VCReg": vcreg(),
+    "VCReg, smooth L1": vcreg(delta=0.2),
+    "VCReg, Algorithm 1": vcreg(scale="algorithm_1"),
+    **{name: case for module in MODULES for name, case in module.CASES.items()},
+}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
@@ -29,8 +47,13 @@ def test_eight_devices_are_one(x64, case, way):
 
 @each_case
 def test_groups_and_masks(x64, case):
-    everywhere.check_groups(case.make, case.in_torch)
+    everywhere.check_groups(case.make, case.in_torch, case.is_mean)
     everywhere.check_masks(case.make, case.in_torch)
+
+
+@each_case
+def test_few_rows(case):
+    everywhere.check_few_rows(case.make())
 
 
 @pytest.mark.optimized
@@ -41,7 +64,7 @@ def test_collectives_in_global_scope_and_none_in_groups(case):
 
 @each_case
 def test_weights(x64, case):
-    everywhere.check_weight(case.make)
+    everywhere.check_weights(case.make)
 
 
 @each_case

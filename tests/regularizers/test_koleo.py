@@ -44,8 +44,6 @@ def test_bfloat16_stays_bfloat16():
 def test_equal_rows_and_rows_of_zeros_are_finite():
     rows = jnp.asarray([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [3.0, -1.0]])
     assert np.isfinite(make().penalty(rows)) and np.isfinite(everywhere.added(make(), rows)).all()
-    assert make().penalty(rows[:1]) == 0.0
-    np.testing.assert_array_equal(everywhere.added(make(), rows[:1]), 0.0)
     with pytest.raises(ValueError, match="eps > 0"):
         make(eps=0.0)
 

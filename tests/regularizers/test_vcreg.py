@@ -455,7 +455,7 @@ def test_the_penalty_of_narrow_features_is_a_float32_of_float32_accuracy(dtype, 
 
 # Edge cases
 
-NOTHING = "VCReg adds nothing: a covariance needs 2 samples, got {}"
+NOTHING = "VCReg adds nothing: it needs 2 samples, got {}"
 NO_COVARIANCE = "VCReg adds no covariance term: it needs 2 features, got {}"
 
 

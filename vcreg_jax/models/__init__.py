@@ -13,7 +13,7 @@ from vcreg_jax.models.convnext import ConvNeXt
 from vcreg_jax.models.resnet import ResNet
 from vcreg_jax.models.resnet_cifar import CifarResNet
 from vcreg_jax.models.vit import TIMM, TORCHVISION, ViT
-from vcreg_jax.regularizers.vcreg import Sites
+from vcreg_jax.regularizers.sites import Sites
 
 _MODELS: dict[str, partial[nnx.Module]] = {
     "resnet18": partial(ResNet, (2, 2, 2, 2), False),

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from vcreg_jax.models.depthwise import DepthwiseConv
 from vcreg_jax.models.layers import DropPath, Site, linear_rates, run_blocks
 from vcreg_jax.models.lean import LayerNorm, gelu
-from vcreg_jax.regularizers.vcreg import Sites
+from vcreg_jax.regularizers.sites import Sites
 
 # Torch's trunc_normal_(std=0.02) cuts at +-2, not at two standard deviations: a plain normal for all that matters.
 _weights = jax.nn.initializers.normal(0.02)

@@ -25,7 +25,7 @@ from vcreg_jax.models.layers import (
     torch_default_bias,
 )
 from vcreg_jax.regularizers.add_gradient import identity
-from vcreg_jax.regularizers.vcreg import Sites
+from vcreg_jax.regularizers.sites import Sites
 
 _he_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from vcreg_jax.models.convolution import Convolution
 from vcreg_jax.models.layers import Site, linear_rates, run_blocks
 from vcreg_jax.models.resnet import Block, Common, Scope, basic_block
-from vcreg_jax.regularizers.vcreg import Sites
+from vcreg_jax.regularizers.sites import Sites
 
 _he_fan_in = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 

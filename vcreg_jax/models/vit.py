@@ -19,7 +19,7 @@ from vcreg_jax.models.layers import DropPath, Site, linear_rates, run_blocks, to
 from vcreg_jax.models.lean import LayerNorm, gelu
 from vcreg_jax.models.patches import PatchProjection
 from vcreg_jax.regularizers.add_gradient import identity
-from vcreg_jax.regularizers.vcreg import Sites
+from vcreg_jax.regularizers.sites import Sites
 
 _EPSILON = 1e-6
 _zeros = jax.nn.initializers.zeros

@@ -3,32 +3,23 @@
 Functions `h -> h` like VCReg, made for the input of the classifier: `Sites(features=DeCov(...))`.
 """
 
-import functools
-import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from vcreg_jax.regularizers.add_gradient import add_gradient, pytree
-from vcreg_jax.regularizers.statistics import (
-    check_axis_name,
-    explicit_sharding,
-    num_samples,
-    of_all_devices,
-    sample_axes,
-    statistics_dtype,
-)
-from vcreg_jax.regularizers.vcreg import VCReg
+from vcreg_jax.regularizers import of_batch
+from vcreg_jax.regularizers.add_gradient import pytree
+from vcreg_jax.regularizers.statistics import on_shards, statistics_dtype, vary_with
 
 
 @pytree("weight")
 @dataclass(frozen=True)
-class DeCov:
+class DeCov(of_batch.BatchRegularizer):
     """Regularize features by DeCov: half the squared off-diagonal covariances, summed.
 
     It is applied as `VCReg` is, usually to the input of the classifier: `Sites(features=DeCov(...))`. With features `h`
@@ -37,8 +28,8 @@ class DeCov:
         weight / 2 * sum_{i != j} C_ij^2                                       DeCov, Eq. 2
 
     and its gradient 2 weight / n * x offdiag(C). It is Eq. 4 of the VCReg paper with
-    beta = weight d (d - 1) / 2 * ((n - 1) / n)^2, and is computed as that: one matrix product, and at most one
-    all-reduce over a sharded batch. Unlike Eq. 4 it is not averaged over pairs, so it grows with the width.
+    beta = weight d (d - 1) / 2 * ((n - 1) / n)^2: not averaged over pairs, so it grows with the width. It takes one
+    matrix product, and at most one all-reduce over a sharded batch.
 
     Args:
       weight: at least 0; a number or a traced scalar.
@@ -62,39 +53,26 @@ class DeCov:
     scope: Literal["global"] | int = "global"
     axis_name: str | tuple[str, ...] | None = None
 
-    def __post_init__(self) -> None:
-        if isinstance(self.weight, int | float) and not 0 <= self.weight < math.inf:
-            raise ValueError(f"DeCov needs weight >= 0, got {self.weight}.")
-        check_axis_name("DeCov", self.axis_name)
-        VCReg(scope=self.scope)  # which refuses what is no scope
+    lost_without_pairs = "nothing"
 
-    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """Return `h`; the backward pass adds `gradient(h)`."""
-        VCReg(scope=self.scope, axis_name=self.axis_name)(h)  # checks the features
-        return add_gradient(self, h)
+    def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
+        """See `of_batch.BatchRegularizer`."""
+        return of_batch.penalty_of_covariance(self._of_covariance, h, keep, axes)
 
-    def scaled(self, weight: float | Array) -> "DeCov":
-        """Return the same regularizer times `weight`, for gradient accumulation; see `VCReg.scaled`."""
-        return replace(self, weight=self.weight * weight)
+    def gradient_of(
+        self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
+    ) -> Array:
+        """See `of_batch.BatchRegularizer`."""
+        return of_batch.gradient_of_covariance(self._of_covariance, h, keep, axes, samples_spec)
 
-    def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
-        """Return the formula above for `h` of shape `(*samples, d)`, a scalar in float32 or wider."""
-        return self._as_vcreg(h).penalty(h)
-
-    def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """Return the gradient of `penalty(h)` in closed form, `(*samples, d)` in float32 or wider."""
-        return self._as_vcreg(h).gradient(h)
-
-    def _as_vcreg(self, h: Array) -> VCReg:
-        groups = 1 if self.scope == "global" else self.scope
-        n, d = num_samples(h, sample_axes(h, self.axis_name)) // groups, h.shape[-1] if h.ndim else 0
-        per_pair = d * (d - 1) / 2 * ((n - 1) / max(n, 1)) ** 2
-        return VCReg(alpha=0.0, beta=self.weight * per_pair, scope=self.scope, axis_name=self.axis_name)
+    def _of_covariance(self, cov: Array, n: Any) -> Array:
+        off = jnp.where(jnp.eye(len(cov), dtype=bool), 0.0, cov) * (of_batch.degrees_of_freedom(n) / n)
+        return self.weight / 2 * (off**2).sum()
 
 
 @pytree("diversity", "activation")
 @dataclass(frozen=True)
-class WLDReg:
+class WLDReg(of_batch.BatchRegularizer):
     """Regularize features by WLD-Reg: features are to differ from each other on the batch.
 
     It is applied as `VCReg` is, usually to the input of the classifier: `Sites(features=WLDReg(...))`. With features
@@ -109,8 +87,8 @@ class WLDReg:
         -log det S            variant "logdet"
 
     plus `activation` / n * sum_j |h_j|^2, without which features could grow apart by scale alone. S is symmetric
-    and positive semidefinite with a diagonal of ones. It takes n d^2 exponentials, d rows of n d at a time, forward
-    again in the backward pass.
+    and positive semidefinite with a diagonal of ones. It takes n d^2 exponentials twice, d rows of n d at a time, and
+    one all-reduce over a sharded batch.
 
     Args:
       diversity: weight of the similarities, at least 0; a number or a traced scalar.
@@ -119,6 +97,7 @@ class WLDReg:
       gamma: how fast similarity falls with distance, above 0, in one over the features' unit squared.
       jitter: times the identity, added to S under both determinants, above 0; else two equal features would make
         log det S infinite.
+      scope: whose similarities, as for `VCReg`.
       axis_name: over whose devices the batch is split, as for `VCReg`.
 
     Raises:
@@ -139,87 +118,60 @@ class WLDReg:
     variant: Literal["direct", "det", "logdet"] = "direct"
     gamma: float = 10.0
     jitter: float = 1e-6
+    scope: Literal["global"] | int = "global"
     axis_name: str | tuple[str, ...] | None = None
 
+    weights = ("diversity", "activation")
+    fewest_rows = 1
+
     def __post_init__(self) -> None:
-        for name in ("diversity", "activation"):
-            weight = getattr(self, name)
-            if isinstance(weight, int | float) and not 0 <= weight < math.inf:
-                raise ValueError(f"WLDReg needs {name} >= 0, got {weight}.")
+        super().__post_init__()
         for name in ("gamma", "jitter"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"WLDReg needs {name} > 0, got {getattr(self, name)}.")
-        check_axis_name("WLDReg", self.axis_name)
         if self.variant not in ("direct", "det", "logdet"):
             raise ValueError(f'WLDReg needs variant "direct", "det" or "logdet", got {self.variant!r}.')
 
-    def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """Return `h`; the backward pass adds `gradient(h)`."""
-        if h.ndim < 2 or not jnp.issubdtype(h.dtype, jnp.floating):
-            raise ValueError(
-                f"WLDReg needs floating-point features of shape (*samples, d) with at least two axes, got "
-                f"{h.dtype}{list(h.shape)}."
-            )
-        return add_gradient(self, h)
+    def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
+        """See `of_batch.BatchRegularizer`."""
+        n, rows = of_batch.count_of(h, keep, axes), h.astype(statistics_dtype(h))
+        squared_norms = (rows**2).sum()
+        squared_norms = lax.psum(squared_norms, axes) if axes else squared_norms
+        return self._unlikeness(self._similarities(rows, keep, axes=axes) / n) + self.activation * squared_norms / n
 
-    def scaled(self, weight: float | Array) -> "WLDReg":
-        """Return the same regularizer with both terms times `weight`, for gradient accumulation; see `VCReg.scaled`."""
-        return replace(self, diversity=self.diversity * weight, activation=self.activation * weight)
+    def gradient_of(
+        self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
+    ) -> Array:
+        """See `of_batch.BatchRegularizer`."""
+        n, rows = of_batch.count_of(h, keep, axes), h.astype(statistics_dtype(h))
+        similarity = on_shards(self._similarities, rows, keep, axes=axes, samples_spec=samples_spec) / n
+        pull = jax.grad(self._unlikeness)(similarity) / n
+        by_similarity = on_shards(
+            self._pulled, rows, keep, pull, axes=axes, samples_spec=samples_spec, returns_rows=True
+        )
+        return by_similarity + 2 * jnp.asarray(self.activation, rows.dtype) / n * rows
 
-    def penalty(
-        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
-    ) -> Float[Array, ""]:
-        """Return the formula above, a scalar in float32 or wider.
+    def _similarities(self, rows: Array, keep: Array | None, *, axes: tuple[str, ...]) -> Float[Array, "d d"]:
+        """n S, summed over all shards along `axes`."""
+        flat = rows.reshape(-1, rows.shape[-1])
 
-        Args:
-          h: features `(*samples, d)`, of a floating dtype.
-          keep: which rows count, boolean `(*samples,)`; None counts all.
-        """
-        if (explicit := explicit_sharding(h)) is None:
-            return self._penalty(h, keep)
-        with jax.sharding.use_abstract_mesh(explicit[0]):
-            return cast(Any, jax.sharding.auto_axes(self._penalty, out_sharding=PartitionSpec()))(h, keep)
+        @jax.checkpoint
+        def of_feature(feature: Array) -> Array:
+            likeness = jnp.exp(-self.gamma * (feature[:, None] - flat) ** 2)
+            return (likeness if keep is None else jnp.where(keep.reshape(-1, 1), likeness, 0.0)).sum(axis=0)
 
-    def gradient(
-        self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
-    ) -> Float[Array, "*samples d"]:
-        """Return `jax.grad(penalty)(h, keep)`, `(*samples, d)` in float32 or wider.
+        total = lax.map(of_feature, flat.T)
+        return lax.psum(total, axes) if axes else total
 
-        Args:
-          h: features `(*samples, d)`, of a floating dtype.
-          keep: which rows count, boolean `(*samples,)`; None counts all.
-        """
-        return jax.grad(self.penalty)(h, keep).astype(statistics_dtype(h))
+    def _pulled(self, rows: Array, keep: Array | None, pull: Array, *, axes: tuple[str, ...]) -> Array:
+        """How the penalty moves this shard's rows, if n S moves it by `pull`."""
+        del axes  # the rows of other shards do not move with these
+        (pull,) = vary_with(rows, pull)
+        return jax.vjp(lambda rows: self._similarities(rows, keep, axes=()), rows)[1](pull)[0]
 
-    def _penalty(self, h: Array, keep: Array | None) -> Array:
-        axes = sample_axes(h, self.axis_name)
-        rows = h.astype(statistics_dtype(h)).reshape(-1, h.shape[-1])
-        n, d = num_samples(h, axes), h.shape[-1]
-        if n == 0:
-            return jnp.zeros((), rows.dtype)
-        weights = jnp.ones((len(rows), 1), rows.dtype)
-        if keep is not None:
-            weights = keep.reshape(-1, 1).astype(rows.dtype)
-            rows = jnp.where(weights > 0, rows, 0.0)  # where left out they may be anything, NaN included
-            total = (weights + 0 * rows[:, :1]).sum()  # split over the shards as the rows are
-            n = jnp.maximum(lax.psum(total, axes) if axes else total, 1)
-
-        def over_samples(values: Array) -> Array:
-            total = values.sum(axis=0)
-            return (lax.psum(total, axes) if axes else total) / n
-
-        @functools.partial(jax.checkpoint)
-        def similarities(feature: Array) -> Array:
-            return (weights * jnp.exp(-self.gamma * (feature[:, None] - rows) ** 2)).sum(axis=0)
-
-        per_shard = lax.map(similarities, rows.T)
-        similarity = (lax.psum(per_shard, axes) if axes else per_shard) / n
-        activation = over_samples((rows**2).sum(axis=1))
-        penalty = self.diversity * self._likeness(similarity, d) + self.activation * activation
-        return penalty if self.axis_name is None else of_all_devices(penalty, h, axes)
-
-    def _likeness(self, similarity: Array, d: int) -> Array:
+    def _unlikeness(self, similarity: Array) -> Array:
         if self.variant == "direct":
-            return similarity.sum() - jnp.trace(similarity)
-        sign, logdet = jnp.linalg.slogdet(similarity + self.jitter * jnp.eye(d, dtype=similarity.dtype))
-        return -logdet if self.variant == "logdet" else -sign * jnp.exp(logdet)
+            return self.diversity * (similarity.sum() - jnp.trace(similarity))
+        identity = jnp.eye(len(similarity), dtype=similarity.dtype)
+        sign, logdet = jnp.linalg.slogdet(similarity + self.jitter * identity)
+        return self.diversity * (-logdet if self.variant == "logdet" else -sign * jnp.exp(logdet))

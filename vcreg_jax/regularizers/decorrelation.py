@@ -1,7 +1,7 @@
 """Decorrelation: the correlations of different features are to be 0, whatever their spread."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -45,8 +45,10 @@ class Decorrelation(of_batch.BatchRegularizer):
     scope: Literal["global"] | int = "global"
     axis_name: str | tuple[str, ...] | None = None
 
+    lost_without_pairs = "nothing"
+
     def __post_init__(self) -> None:
-        of_batch.check("Decorrelation", self.scope, self.axis_name, weight=self.weight)
+        super().__post_init__()
         if not self.eps > 0:
             raise ValueError(f"Decorrelation needs eps > 0 (zero variance would divide by 0), got {self.eps}.")
 
@@ -60,7 +62,7 @@ class Decorrelation(of_batch.BatchRegularizer):
         """See `of_batch.BatchRegularizer`."""
         return of_batch.gradient_of_covariance(self._of_covariance, h, keep, axes, samples_spec)
 
-    def _of_covariance(self, cov: Array) -> Array:
+    def _of_covariance(self, cov: Array, n: Any) -> Array:
         d = len(cov)
         scale = lax.rsqrt(jnp.diagonal(cov) + self.eps)
         correlations = jnp.where(jnp.eye(d, dtype=bool), 0.0, cov * scale[:, None] * scale[None])

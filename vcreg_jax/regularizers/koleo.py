@@ -55,7 +55,7 @@ class KoLeo(of_batch.BatchRegularizer):
     axis_name: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        of_batch.check("KoLeo", self.scope, self.axis_name, weight=self.weight)
+        super().__post_init__()
         if not self.eps > 0:
             raise ValueError(f"KoLeo needs eps > 0 (equal rows would have an infinite penalty), got {self.eps}.")
 

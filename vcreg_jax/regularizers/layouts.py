@@ -4,28 +4,16 @@ Each is a function of a regularizer that returns a regularizer, so they nest and
 """
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jax.sharding import PartitionSpec
+from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from vcreg_jax.regularizers.add_gradient import Penalty, Regularizer, add_gradient, pytree, refuse_class
-from vcreg_jax.regularizers.baselines import DeCov
-from vcreg_jax.regularizers.statistics import (
-    explicit_sharding,
-    in_groups,
-    less,
-    mean_of,
-    num_samples,
-    sample_axes,
-    statistics_dtype,
-)
-from vcreg_jax.regularizers.vcreg import VCReg, identity
+from vcreg_jax.regularizers.add_gradient import Penalty, Regularizer, add_gradient, identity, pytree, refuse_class
 
 
 def on_axis(reg: Regularizer, axis: int) -> Regularizer:
@@ -86,15 +74,10 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
 
     Statistics, counts and penalty are those of the kept rows, in a group scope of each group's own. Rows that are left
     out receive nothing from `reg`, whatever they hold, NaN included; their incoming gradient passes unchanged.
-    With fewer than two kept rows VCReg and DeCov add nothing, and their penalty is that of constant features.
-
-    How: with n of N rows kept, the penalty of VCReg and DeCov is that of N rows which are 0 where left out and
-    sqrt((N - 1) / (n - 1)) (DeCov: sqrt(N / n)) times the centred row elsewhere, since these have the kept rows'
-    covariance. It takes the kept rows' number and mean: more all-reduces, of d numbers each.
 
     Args:
-      reg: `VCReg`, `DeCov`, a regularizer whose `penalty` and `gradient` take `keep` (all others of this library do),
-        any of them `on_axis` or `over_time`, or `identity`.
+      reg: a regularizer whose `penalty` and `gradient` take `keep`, as all of this library do; one of them `on_axis`
+        or `over_time`; or `identity`.
       mask: of the shape of the features without their last axis, or of the leading axes of that: `(batch, tokens)`
         for features `(batch, tokens, d)`, `(batch,)` for whole examples. Boolean or integer; may be traced.
 
@@ -102,8 +85,7 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
       A regularizer.
 
     Raises:
-      ValueError: for another `reg`, one with `sample`, or with `scale="algorithm_1"` in groups, which are not defined
-        for single rows; and when called on features whose leading axes are not those of the mask.
+      ValueError: for another `reg`; and when called on features whose leading axes are not those of the mask.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -118,15 +100,9 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
         return identity
     if isinstance(reg, _OnAxis):
         return on_axis(masked(reg.reg, mask), reg.axis)
-    if not isinstance(reg, VCReg | DeCov) and not _takes_keep(reg):
+    if not _takes_keep(reg):
         raise ValueError(
-            f"masked takes VCReg, DeCov or a regularizer whose penalty takes keep, got {reg!r}. Mask that first, then "
-            "wrap it."
-        )
-    if isinstance(reg, VCReg) and (reg.sample > 1 or (reg.scale == "algorithm_1" and reg.scope != "global")):
-        raise ValueError(
-            f'masked takes no VCReg with sample > 1, nor one with scale="algorithm_1" in groups, got {reg!r}. '
-            'Use sample=1 and scope="global", or scale="equation_4".'
+            f"masked takes a regularizer whose penalty takes keep, got {reg!r}. Mask what is inside, then wrap it."
         )
     return _Masked(cast(Any, reg), jnp.asarray(mask))
 
@@ -205,7 +181,7 @@ class _PerStep:
 @pytree("reg", "mask")
 @dataclass(frozen=True)
 class _Masked:
-    reg: Any  # VCReg, DeCov, or one that takes `keep`
+    reg: Any  # its penalty and gradient take `keep`
     mask: Array
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
@@ -214,17 +190,10 @@ class _Masked:
         return add_gradient(self, h)
 
     def penalty(self, h: Float[Array, "*samples d"], /) -> Float[Array, ""]:
-        if not isinstance(self.reg, VCReg | DeCov):
-            return self.reg.penalty(h, self._keep(h))
-        rows, _, kept = self._stand_in(h)
-        return self._of(kept).penalty(rows)
+        return self.reg.penalty(h, self._keep(h))
 
     def gradient(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        if not isinstance(self.reg, VCReg | DeCov):
-            return self.reg.gradient(h, self._keep(h))
-        # The kept rows' mean depends on them, too; but what would pass through it is the sum of this, which is 0.
-        rows, scale, kept = self._stand_in(h)
-        return self._of(kept).gradient(rows) * scale
+        return self.reg.gradient(h, self._keep(h))
 
     def _keep(self, h: Array) -> Array:
         """Which rows count, of the shape of the features without their last axis."""
@@ -236,37 +205,3 @@ class _Masked:
             )
         rest = h.ndim - 1 - leading
         return jnp.broadcast_to(jnp.expand_dims(self.mask != 0, tuple(range(leading, leading + rest))), h.shape[:-1])
-
-    def _of(self, kept: Array) -> VCReg | DeCov:
-        """The regularizer of the rows that stand in: Algorithm 1's weight counts the kept ones."""
-        if not (isinstance(self.reg, VCReg) and self.reg.scale == "algorithm_1"):
-            return self.reg
-        return replace(self.reg, scale="equation_4", beta=self.reg.beta * jnp.maximum(kept.reshape(()) - 1, 0))
-
-    def _stand_in(self, h: Array) -> tuple[Array, Array, Array]:
-        """Return rows that stand in for the kept ones, the factor of each row, and how many rows each group keeps.
-
-        The stand-ins have the covariance of the kept rows and the dtype of `h`. A row left out has the factor 0.
-        """
-        if (explicit := explicit_sharding(h)) is None:
-            return self._stand_in_of(h, self._keep(h))
-        mesh, spec = explicit
-        spec = PartitionSpec(*spec, *[None] * (h.ndim - len(spec)))
-        shardings = (spec, PartitionSpec(*spec[:-1], None), PartitionSpec())
-        with jax.sharding.use_abstract_mesh(mesh):
-            return cast(Any, jax.sharding.auto_axes(self._stand_in_of, out_sharding=shardings))(h, self._keep(h))
-
-    def _stand_in_of(self, h: Array, keep: Array) -> tuple[Array, Array, Array]:
-        groups, axes = (1, sample_axes(h, self.reg.axis_name)) if self.reg.scope == "global" else (self.reg.scope, ())
-        lost = 1 if isinstance(self.reg, VCReg) else 0  # a degree of freedom to the mean
-        per_group = h[None] if self.reg.scope == "global" else in_groups(h, groups, sample_axes(h, self.reg.axis_name))
-        keep = keep.reshape(per_group.shape[:-1])
-        over_rows = tuple(range(1, keep.ndim))
-        count = keep.sum(axis=over_rows, keepdims=True, dtype=statistics_dtype(h))[..., None]
-        count = lax.psum(count, axes) if axes else count
-        x = jax.vmap(lambda rows, kept: less(rows, mean_of(rows, kept, axes)))(per_group, keep)
-        keep, rows = keep[..., None], num_samples(per_group[0], axes)
-        scale = jnp.sqrt((rows - lost) / jnp.maximum(count - lost, 1))
-        stand_in = jnp.where(keep, x * scale, 0.0)
-        scale = jnp.where(keep, scale, 0.0).reshape(*h.shape[:-1], 1)
-        return stand_in.astype(h.dtype).reshape(h.shape), scale, count.reshape(-1)

@@ -1,4 +1,4 @@
-"""How the penalty of some rows becomes that of a batch: in groups, on several devices, on whatever mesh.
+"""How the penalty of some rows becomes that of a batch: in groups, masked, on several devices, on whatever mesh.
 
 A regularizer defines the penalty of some rows and its gradient, counting the rows on other shards along `axes`. It is
 called once for the batch, or once for each group.
@@ -6,9 +6,10 @@ called once for the batch, or once for each group.
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +43,25 @@ _Regularizer = TypeVar("_Regularizer", bound="BatchRegularizer")
 class BatchRegularizer:
     """A regularizer that defines the penalty of some rows and its gradient, and gets those of a batch from here.
 
-    A batch may be in groups, masked, or spread over devices; a subclass need not know.
+    A batch may be in groups, masked, or spread over devices; a subclass need not know. It is a frozen dataclass.
     """
 
-    weight: float | Array
+    weights: ClassVar[tuple[str, ...]] = ("weight",)  # names of the fields to which the penalty is proportional
+    fewest_rows: ClassVar[int] = 2  # with fewer it adds nothing
+    lost_without_pairs: ClassVar[str | None] = None  # what a single feature, which has no other, does not get
     scope: Literal["global"] | int  # whose statistics: the whole batch's, or each of k groups' of rows
     axis_name: str | tuple[str, ...] | None  # of a pmap, vmap or shard_map over whose devices the batch is split
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for field in self.weights:
+            weight = getattr(self, field)
+            if isinstance(weight, int | float) and not 0 <= weight < math.inf:
+                raise ValueError(f"{name} needs {field} >= 0, got {weight}.")
+        whole = isinstance(self.scope, int) and not isinstance(self.scope, bool) and self.scope >= 1
+        if self.scope != "global" and not whole:
+            raise ValueError(f'{name} needs scope="global" or a number of groups >= 1, got {self.scope!r}.')
+        check_axis_name(name, self.axis_name)
 
     def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
         """The penalty written out, which JAX may differentiate."""
@@ -60,18 +74,34 @@ class BatchRegularizer:
         raise NotImplementedError
 
     def __call__(self, h: Float[Array, "*samples d"], /) -> Float[Array, "*samples d"]:
-        """`h` itself; the backward pass adds `gradient(h)`."""
-        check_features(self, h)
+        """Return `h`; the backward pass adds `gradient(h)`."""
+        self.check_features(h)
         return add_gradient(self, h)
 
     def scaled(self: _Regularizer, weight: float | Array) -> _Regularizer:
-        """The same regularizer times `weight`, for gradient accumulation and loss scaling; see `VCReg.scaled`."""
-        return replace(cast(Any, self), weight=self.weight * weight)
+        """Return the same regularizer with all its terms times `weight`.
+
+        With gradients summed over m micro-batches of a loss divided by m, use `scaled(1 / m)`; with a loss
+        multiplied by S against underflow, `scaled(S)`. Micro-batch statistics are the micro-batch's own.
+
+        Args:
+          weight: a number or a traced scalar.
+        """
+        return replace(cast(Any, self), **{name: getattr(self, name) * weight for name in self.weights})
 
     def penalty(
         self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
     ) -> Float[Array, ""]:
-        """The penalty that the class describes, in float32 or wider; with `keep` of the rows where it is true alone."""
+        """Return the penalty written out: the oracle of the backward pass, and what is logged.
+
+        Args:
+          h: features `(*samples, d)`, of a floating dtype.
+          keep: which rows count, boolean `(*samples,)`; None counts all.
+
+        Returns:
+          A scalar in float32 or wider.
+        """
+        self.check_features(h)
         if (explicit := explicit_sharding(h)) is None:
             return _penalty(self, h, keep)
         with jax.sharding.use_abstract_mesh(explicit[0]):
@@ -81,9 +111,16 @@ class BatchRegularizer:
     def gradient(
         self, h: Float[Array, "*samples d"], /, keep: Bool[Array, "*samples"] | None = None
     ) -> Float[Array, "*samples d"]:
-        """The gradient of `penalty(h, keep)` in closed form, in float32 or wider.
+        """Return the gradient of `penalty(h, keep)` in closed form.
 
-        With `axis_name`, of the sum of all devices' equal penalties.
+        With `axis_name` it is that of the sum over devices of their equal penalties, as `jax.grad(penalty)` is.
+
+        Args:
+          h: features `(*samples, d)`, of a floating dtype.
+          keep: which rows count, boolean `(*samples,)`; None counts all.
+
+        Returns:
+          `(*samples, d)` in float32 or wider.
         """
         if (split := explicit_sharding(h)) is None:
             return _gradient(self, h, keep)
@@ -93,43 +130,41 @@ class BatchRegularizer:
         with jax.sharding.use_abstract_mesh(mesh):
             return cast(Any, jax.sharding.auto_axes(of_samples, out_sharding=spec))(self, h, keep)
 
+    def check_features(self, h: Array) -> None:
+        """Refuse what is no batch of features, or does not divide into groups; warn of too few rows.
 
-def check(name: str, scope: object, axis_name: object, **weights: object) -> None:
-    """Refuses what these fields of the regularizer `name` cannot be.
-
-    Raises:
-      ValueError: for a negative weight, an unknown scope or a wrong `axis_name`.
-    """
-    for field, weight in weights.items():
-        if isinstance(weight, int | float) and not 0 <= weight < math.inf:
-            raise ValueError(f"{name} needs {field} >= 0, got {weight}.")
-    if scope != "global" and not (isinstance(scope, int) and not isinstance(scope, bool) and scope >= 1):
-        raise ValueError(f'{name} needs scope="global" or a number of groups >= 1, got {scope!r}.')
-    check_axis_name(name, axis_name)
-
-
-def check_features(reg: BatchRegularizer, h: Array) -> None:
-    """Refuses what is no batch of features, or does not divide into the groups of `reg`.
-
-    Raises:
-      ValueError: for integers, fewer than two axes, no features, or a leading axis that `scope` does not divide.
-    """
-    name = type(reg).__name__
-    if h.ndim < 2 or h.shape[-1] == 0 or not jnp.issubdtype(h.dtype, jnp.floating):
-        raise ValueError(
-            f"{name} needs floating-point features of shape (*samples, d) with at least two axes, got "
-            f"{h.dtype}{list(h.shape)}."
-        )
-    if reg.scope == "global" or not all(isinstance(size, int) for size in h.shape):
-        return
-    try:
-        axes = sample_axes(h, reg.axis_name)
-    except ValueError:
-        return  # an axis that is not bound matters to who differentiates: evaluation goes without
-    shape_in_groups(h, cast(int, reg.scope), axes)
+        Raises:
+          ValueError: for integers, fewer than two axes, no features, or a leading axis that `scope` does not divide.
+        """
+        name = type(self).__name__
+        if h.ndim < 2:
+            raise ValueError(
+                f"{name} needs features of shape (*samples, d) with at least two axes, got shape {h.shape}. "
+                "Add a batch axis, or apply it before features are reduced."
+            )
+        if h.shape[-1] == 0:
+            raise ValueError(f"{name} needs at least one feature, got shape {h.shape}.")
+        if not jnp.issubdtype(h.dtype, jnp.floating):
+            raise ValueError(f"{name} needs floating-point features, got {h.dtype}. Cast them first.")
+        if not all(isinstance(size, int) for size in h.shape):
+            return  # a program exported for any batch: there is no number to judge
+        try:
+            axes = sample_axes(h, self.axis_name)
+        except ValueError:
+            return  # an axis that is not bound matters to who differentiates: evaluation goes without
+        rows = num_samples(h, axes)
+        if self.scope != "global":
+            rows = math.prod(shape_in_groups(h, self.scope, axes)[1:-1])
+        if rows < self.fewest_rows:
+            why = f"it needs {self.fewest_rows} samples, got {rows} in {h.shape}"
+            warnings.warn(f"{name} adds nothing: {why}.", stacklevel=3)
+        elif h.shape[-1] == 1 and self.lost_without_pairs:
+            warnings.warn(f"{name} adds {self.lost_without_pairs}: it needs 2 features, got 1.", stacklevel=3)
 
 
 def _penalty(reg: BatchRegularizer, h: Array, keep: Array | None) -> Array:
+    if 0 in h.shape:
+        return jnp.zeros((), statistics_dtype(h))
     h, axes = _without_others(h, keep), sample_axes(h, reg.axis_name)
     if reg.scope == "global":
         found = reg.penalty_of(h, keep, axes)
@@ -145,11 +180,11 @@ def _gradient(reg: BatchRegularizer, h: Array, keep: Array | None, samples_spec:
     h, axes = _without_others(h, keep), sample_axes(h, reg.axis_name)
     times = 1.0 if reg.axis_name is None else float(num_shards(axes))
     if reg.scope == "global":
-        found = reg.gradient_of(h, keep, axes, samples_spec)
-        return found if times == 1.0 else times * found
+        return reg.scaled(times).gradient_of(h, keep, axes, samples_spec)
+    share = reg.scaled(times / reg.scope)  # by its weights: every row would otherwise be divided
 
     def of_group(rows: Array, kept: Array | None = None) -> Array:
-        return reg.gradient_of(rows, kept, (), PartitionSpec()) * (times / cast(int, reg.scope))
+        return share.gradient_of(rows, kept, (), PartitionSpec())
 
     return map_groups(of_group, h, reg.scope, samples_spec, axes, keep)
 
@@ -168,13 +203,13 @@ def count_of(h: Array, keep: Array | None, axes: tuple[str, ...]) -> Any:
 
 
 def penalty_of_covariance(
-    function: Callable[[Array], Array],
+    function: Callable[[Array, Any], Array],
     h: Array,
     keep: Array | None,
     axes: tuple[str, ...],
     directions: Float[Array, "d k"] | None = None,
 ) -> Array:
-    """`function` of the unbiased covariance, in the textbook form; 0 for fewer than two rows.
+    """`function(C, n)` of the unbiased covariance C of n rows, in the textbook form; 0 for fewer than two rows.
 
     With `directions`, of the covariance of the projections on them.
     """
@@ -184,30 +219,52 @@ def penalty_of_covariance(
     x = x if directions is None else projected(x, directions)
     scatter = lax.dot_general(x, x, ((samples, samples), ((), ())))
     scatter = lax.psum(scatter, axes) if axes else scatter
-    return jnp.where(n > 1, function(scatter / jnp.maximum(n - 1, 1)), 0.0)
+    return jnp.where(n > 1, function(scatter / degrees_of_freedom(n), n), 0.0)
 
 
 def gradient_of_covariance(
-    function: Callable[[Array], Array],
+    function: Callable[[Array, Any], Array],
     h: Array,
     keep: Array | None,
     axes: tuple[str, ...],
     samples_spec: PartitionSpec | None,
     directions: Float[Array, "d k"] | None = None,
 ) -> Array:
-    """Its gradient, x M for M = 2 / (n - 1) times the gradient of `function`; at most one all-reduce.
+    """Its gradient, by autodiff of `function` alone."""
 
-    With directions S it is x S M S'.
+    def matrix(cov: Array, n: Any) -> Array:
+        return jax.grad(function)(cov, n) * (2 / degrees_of_freedom(n))
+
+    return gradient_by_matrix(matrix, h, keep, axes, samples_spec, directions)
+
+
+def gradient_by_matrix(
+    matrix: Callable[[Array, Any], Array],
+    h: Array,
+    keep: Array | None,
+    axes: tuple[str, ...],
+    samples_spec: PartitionSpec | None,
+    directions: Float[Array, "d k"] | None = None,
+) -> Array:
+    """x M for the centred rows x and the symmetric M = `matrix(C, n)`, with at most one all-reduce.
+
+    M is 2 / (n - 1) times the gradient of the penalty as a function of the covariance C of n rows. With directions S
+    it is x S M S'. With fewer than two rows it is 0.
     """
     if num_samples(h, axes) < 2:
         return jnp.zeros(h.shape, statistics_dtype(h))
     n, mean, cov = moments(h, axes, samples_spec, keep, directions)
-    pull = jax.grad(function)(cov) * (2 / jnp.maximum(n - 1, 1))
+    pull = matrix(cov, n) if keep is None else jnp.where(n > 1, matrix(cov, n), 0.0)
     # Written out once: TPUs would compute it anew with every tile of rows that it is multiplied with.
-    pull = lax.optimization_barrier(jnp.where(n > 1, pull, 0.0).astype(h.dtype))
+    pull = lax.optimization_barrier(pull.astype(h.dtype))
     x = centred(h, mean)
     x = x if keep is None else jnp.where(keep[..., None], x, 0)
     if directions is None:
         return projected(x, pull)
     in_sketch = projected(projected(x, directions).astype(h.dtype), pull).astype(h.dtype)
     return projected(in_sketch, directions.T)
+
+
+def degrees_of_freedom(n: Any) -> Any:
+    """n - 1, at least 1: a float, since products of integers with it could overflow int32, or an array."""
+    return float(max(n - 1, 1)) if isinstance(n, int) else jnp.maximum(n - 1, 1)

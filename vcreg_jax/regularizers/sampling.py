@@ -9,7 +9,7 @@ import math
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 
 # A covariance from n rows has a relative error of about sqrt(effective rank / n), at worst sqrt(d / n) = 0.41. With 4
 # rows a feature the cosine to the exact gradient was 0.4 to 0.6 in a trained ResNet-32 (docs/sampled.md).
@@ -31,11 +31,16 @@ def stride(shape: tuple[int, ...], most: int, shards: int = 1) -> int:
     return next((k for k in range(most, 1, -1) if rows_left(k) >= ROWS_PER_FEATURE * d), 1)
 
 
-def keep(h: Float[Array, "batch *positions d"], stride: int) -> Float[Array, "batch *kept d"]:
+def keep(h: Shaped[Array, "batch *positions d"], stride: int) -> Shaped[Array, "batch *kept d"]:
     """Every `stride`-th index along each axis of positions, as many as there can be and in the middle."""
     starts = [_first(size, stride) for size in h.shape[1:-1]]
     strides = (1, *(stride for _ in starts), 1)
     return lax.slice(h, (0, *starts, 0), h.shape, strides)
+
+
+def keep_mask(mask: Bool[Array, " batch *positions"] | None, stride: int) -> Bool[Array, " batch *kept"] | None:
+    """The same of a mask of the samples."""
+    return None if mask is None else keep(mask[..., None], stride)[..., 0]
 
 
 def put_back(

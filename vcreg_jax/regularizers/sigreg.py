@@ -68,8 +68,10 @@ class SIGReg(of_batch.BatchRegularizer):
     seed: int = 0
     step: int | Int[Array, ""] = 0
 
+    fewest_rows = 1
+
     def __post_init__(self) -> None:
-        of_batch.check("SIGReg", self.scope, self.axis_name, weight=self.weight)
+        super().__post_init__()
         if not (self.slices >= 1 and self.knots >= 2 and self.t_max > 0):
             raise ValueError(
                 f"SIGReg needs slices >= 1, knots >= 2 and t_max > 0, got {self.slices}, {self.knots} and {self.t_max}."

@@ -1,7 +1,7 @@
 """Weak-SIGReg: the covariance of features, seen through random projections, is to be the identity."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
@@ -55,7 +55,7 @@ class WeakSIGReg(of_batch.BatchRegularizer):
     step: int | Int[Array, ""] = 0
 
     def __post_init__(self) -> None:
-        of_batch.check("WeakSIGReg", self.scope, self.axis_name, weight=self.weight)
+        super().__post_init__()
         if not self.sketch >= 1:
             raise ValueError(f"WeakSIGReg needs sketch >= 1, got {self.sketch}.")
 
@@ -79,6 +79,6 @@ class WeakSIGReg(of_batch.BatchRegularizer):
         directions = self.directions(h.shape[-1], statistics_dtype(h))
         return of_batch.gradient_of_covariance(self._of_covariance, h, keep, axes, samples_spec, directions)
 
-    def _of_covariance(self, cov: Array) -> Array:
+    def _of_covariance(self, cov: Array, n: Any) -> Array:
         off = ((cov - jnp.eye(len(cov), dtype=cov.dtype)) ** 2).sum()
         return self.weight * jnp.where(off > 0, jnp.sqrt(jnp.where(off > 0, off, 1.0)), 0.0)
