@@ -1,8 +1,8 @@
 """The other regularizers of features beside VCReg: digits, each at its best of four strengths.
 
 Paper  has DeCov and WLD-Reg beside VCReg in Table 2, and none of the others
-Ours   L-BFGS probe: VCReg +4.2, Weak-SIGReg +3.4, Decorrelation +2.3, SIGReg +1.1, the others nothing (n = 4):
-       docs/results/neighbours.md
+Ours   L-BFGS probe: VCReg +4.2, Weak-SIGReg +3.4, Decorrelation +2.3 (at every block +4.1), SIGReg +1.1, the others
+       nothing (n = 4): docs/results/neighbours.md
 Run    python -m train run neighbours_digits; python -m train report neighbours
 Cost   40 runs of the search and 40 final ones, about 17 s each on one CPU core
 

@@ -14,9 +14,9 @@ from vcreg_jax.regularizers.add_gradient import pytree
 @pytree("weight")
 @dataclass(frozen=True)
 class Decorrelation(of_batch.BatchRegularizer):
-    """The mean squared correlation of different features of `h` of shape `(*samples, d)`.
+    """Regularize features by decorrelation: different features are to be uncorrelated, whatever their spread.
 
-    With C the unbiased covariance of the n samples and R_ij = C_ij / sqrt((C_ii + eps) (C_jj + eps)), the penalty is
+    Features `h` have the shape `(*samples, d)`. With C the unbiased covariance of the n samples and R_ij = C_ij / sqrt((C_ii + eps) (C_jj + eps)), the penalty is
 
         weight / (d (d - 1)) * sum_{i != j} R_ij^2
 

@@ -18,9 +18,9 @@ from vcreg_jax.regularizers.statistics import statistics_dtype
 @pytree("weight", "step")
 @dataclass(frozen=True)
 class WeakSIGReg(of_batch.BatchRegularizer):
-    """Weak-SIGReg of features `h` of shape `(*samples, d)`: their sketched covariance is to be the identity.
+    """Regularize features by Weak-SIGReg: their sketched covariance is to be the identity.
 
-    With x = h - mean over samples, S a d x k matrix of independent normal entries of variance 1 / d, k = `sketch`, and
+    Features `h` have the shape `(*samples, d)`. With x = h - mean over samples, S a d x k matrix of independent normal entries of variance 1 / d, k = `sketch`, and
     C = (x S)'(x S) / (n - 1), the penalty is
 
         weight * |C - I|     the Frobenius norm, not squared
