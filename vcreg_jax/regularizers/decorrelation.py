@@ -16,7 +16,8 @@ from vcreg_jax.regularizers.add_gradient import pytree
 class Decorrelation(of_batch.BatchRegularizer):
     """Regularize features by decorrelation: different features are to be uncorrelated, whatever their spread.
 
-    Features `h` have the shape `(*samples, d)`. With C the unbiased covariance of the n samples and R_ij = C_ij / sqrt((C_ii + eps) (C_jj + eps)), the penalty is
+    Features `h` have the shape `(*samples, d)`. With C the unbiased covariance of the n samples and R_ij = C_ij /
+    sqrt((C_ii + eps) (C_jj + eps)), the penalty is
 
         weight / (d (d - 1)) * sum_{i != j} R_ij^2
 

@@ -19,7 +19,8 @@ from vcreg_jax.regularizers.statistics import num_samples, on_shards, statistics
 class KoLeo(of_batch.BatchRegularizer):
     """Regularize features by KoLeo: every row is to be far from its nearest neighbour on the sphere.
 
-    The Kozachenko-Leonenko estimate of the entropy of features `h` of shape `(*samples, d)` is to be large. With u the n rows over their lengths and r_i = min_{j != i} |u_i - u_j|, the penalty is
+    The Kozachenko-Leonenko estimate of the entropy of features `h` of shape `(*samples, d)` is to be large. With u
+    the n rows over their lengths and r_i = min_{j != i} |u_i - u_j|, the penalty is
 
         - weight / n * sum_i log(r_i + eps)
 

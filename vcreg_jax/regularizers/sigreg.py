@@ -20,8 +20,9 @@ from vcreg_jax.regularizers.statistics import on_shards, projected, statistics_d
 class SIGReg(of_batch.BatchRegularizer):
     """Regularize features by SIGReg: they are to be distributed as a standard normal.
 
-    This is sketched isotropic Gaussian regularization of features `h` of shape `(*samples, d)`. With n samples, random directions a of unit length and y = a . h, the penalty is `weight` times the mean over
-    directions of the Epps-Pulley statistic
+    This is sketched isotropic Gaussian regularization of features `h` of shape `(*samples, d)`. With n samples,
+    random directions a of unit length and y = a . h, the penalty is `weight` times the mean over directions of the
+    Epps-Pulley statistic
 
         n * integral |1 / n sum_j exp(i t y_j) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt
 

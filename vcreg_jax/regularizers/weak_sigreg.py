@@ -20,8 +20,8 @@ from vcreg_jax.regularizers.statistics import statistics_dtype
 class WeakSIGReg(of_batch.BatchRegularizer):
     """Regularize features by Weak-SIGReg: their sketched covariance is to be the identity.
 
-    Features `h` have the shape `(*samples, d)`. With x = h - mean over samples, S a d x k matrix of independent normal entries of variance 1 / d, k = `sketch`, and
-    C = (x S)'(x S) / (n - 1), the penalty is
+    Features `h` have the shape `(*samples, d)`. With x = h - mean over samples, S a d x k matrix of independent
+    normal entries of variance 1 / d, k = `sketch`, and C = (x S)'(x S) / (n - 1), the penalty is
 
         weight * |C - I|     the Frobenius norm, not squared
 
