@@ -16,7 +16,7 @@ from train.config import DataConfig
 from train.data import builders, checks, pipeline, writing
 from train.data.division import Division, divide
 from train.experiments import experiment
-from train.trainer import loop
+from train.trainer.prepare import prepare
 from vcreg_jax import Sites
 
 COUNTS = {"cat": 40, "dog": 10, "owl": 3}
@@ -172,18 +172,18 @@ def test_a_split_that_lacks_a_class_is_refused_unless_that_is_allowed(tmp_path):
     _folders(root, {"cat": 2, "dog": 2}, "test/{name}/{index}.png")
     directory = _prepared(tmp_path)
     with pytest.raises(ValueError, match="pets validation, of 4 images, has none of 1 classes .* splits have: dog"):
-        loop.prepare(_train(directory).train, Sites())
+        prepare(_train(directory).train, Sites())
     with pytest.raises(ValueError, match="pets test, of 4 images, has none of 1 classes that other splits have: owl"):
         experiment.run(_train(directory, validation_split="train"), "test")
-    loop.prepare(_train(directory, allow_missing_classes=True).train, Sites())
+    prepare(_train(directory, allow_missing_classes=True).train, Sites())
 
 
 def test_a_batch_of_more_images_than_there_are_is_refused(tmp_path):
     directory = _prepared(tmp_path, "--val", "0.2")  # 32 + 8 + 2 images to train on
     train = replace(_train(directory).train, batch_size=48)
     with pytest.raises(ValueError, match="A batch of 48 is larger than the training set pets train, of 42 images"):
-        loop.prepare(train, Sites())
-    loop.prepare(replace(train, batch_size=40), Sites())
+        prepare(train, Sites())
+    prepare(replace(train, batch_size=40), Sites())
 
 
 @pytest.mark.parametrize("name", ["mean", "std"])
@@ -192,8 +192,8 @@ def test_normalization_of_other_channels_than_the_images_have_is_refused(tmp_pat
     for values in ((0.5, 0.5), (0.5,) * 4):
         train = _train(directory).train
         with pytest.raises(ValueError, match=rf"data.{name} must have one value for each of the 3 channels of pets"):
-            loop.prepare(replace(train, data=replace(train.data, **{name: values})), Sites())
-    loop.prepare(replace(train, data=replace(train.data, **{name: (0.5, 0.4, 0.3)})), Sites())
+            prepare(replace(train, data=replace(train.data, **{name: values})), Sites())
+    prepare(replace(train, data=replace(train.data, **{name: (0.5, 0.4, 0.3)})), Sites())
 
 
 def test_normalization_beyond_pixels_of_0_to_1_is_refused():

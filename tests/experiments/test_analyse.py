@@ -19,8 +19,8 @@ from train.interop import saved_config
 from train.reports import analysis_page
 from train.run.checkpoints import Checkpoints
 from train.run.folder import as_json, claim
-from train.trainer import loop
 from train.trainer.model import Architecture, create_state
+from train.trainer.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def folder(tmp_path_factory, smallest):
     train = replace(train, data=data, model=replace(train.model, name=smallest))
     arms = {"VCReg": vc.Sites(block=vc.VCReg(alpha=1.28, beta=0.16, delta=2.0), features=vc.identity)}
     config = Experiment("small", "small", train, arms, runs_directory=str(directory))
-    run = loop.prepare(train, arms["VCReg"])
+    run = prepare(train, arms["VCReg"])
     with claim(directory / "small", config):
         pass
     folder = directory / "small" / "VCReg" / "seed0" / "checkpoints"

@@ -17,6 +17,7 @@ from train.files import arrays, json_files
 from train.reports import report, report_page, tables
 from train.run.folder import claim
 from train.trainer import loop
+from train.trainer.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_without_a_target_the_accuracy_is_that_of_the_averaged_weights_on_test_i
     data = pipeline.load(train.data, "test")
     trained = loop.train(train, averaged.arms["VCReg"], 0, folder / "VCReg" / "seed0", "again")  # restores only
     images = np.concatenate([batch["image"][batch["mask"]] for batch in data.eval_batches(128)])
-    graphdef = loop.prepare(train, averaged.arms["VCReg"]).graphdef
+    graphdef = prepare(train, averaged.arms["VCReg"]).graphdef
     pixels = (images / 255 - train.data.mean) / train.data.std
     logits, last = (
         np.asarray(nnx.merge(graphdef, weights["params"], weights["batch_stats"])(jnp.asarray(pixels, jnp.float32))[0])

@@ -14,7 +14,7 @@ from train.experiments.try_folder import config as try_config
 from train.experiments.try_folder.advice import Outcome
 from train.experiments.try_folder.choices import Timing
 from train.experiments.try_folder.images import Facts
-from train.trainer import loop
+from train.trainer.prepare import prepare
 from vcreg_jax import Sites, VCReg
 
 RNG = np.random.default_rng(0)
@@ -179,7 +179,7 @@ def test_one_command_goes_from_a_folder_to_a_report_and_a_config_that_runs_by_it
     assert not Path("runs/birds").exists() and config.train.steps == 9
     assert config.train.data.mean != (0.5,) * 3
     for sites in config.arms.values():
-        loop.prepare(config.train, sites)
+        prepare(config.train, sites)
     assert config.arms == {"none": Sites(), "VCReg": Sites(block=VCReg(alpha=0.64, beta=0.08))}
     with pytest.raises(SystemExit):
         main(["try", "birds"])

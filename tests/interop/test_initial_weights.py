@@ -19,6 +19,7 @@ from train.files import json_files
 from train.interop import initial_weights
 from train.reports import report, report_page
 from train.trainer import loop
+from train.trainer.prepare import prepare
 from vcreg_jax import Sites
 
 pytestmark = pytest.mark.usefixtures("smallest")
@@ -35,7 +36,7 @@ def test_fine_tuning_on_cifar100_starts_at_the_features_of_the_published_network
     stand_in = {"name": "synthetic", "synthetic_size": 32, "synthetic_classes": 20, "synthetic_images": 32}
     data = replace(tuned.data, **stand_in, in_memory=False)
     train = replace(tuned, data=data)
-    weights = initial_weights.load(PUBLISHED, loop.prepare(train, Sites()).architecture, train.initial_head)
+    weights = initial_weights.load(PUBLISHED, prepare(train, Sites()).architecture, train.initial_head)
     images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
     found = np.asarray(loop.load_given(train, Sites(), weights).predict(images)[1])
     theirs = CifarNet(5, num_classes=10).eval()
@@ -93,7 +94,7 @@ def _features_by_torch(net, config, split):
 def test_training_starts_at_the_features_of_the_file_with_a_classifier_of_its_own(net, config, tmp_path):
     folder, nets = net
     train = replace(config.train, initial_weights=str(folder / "10.pth"))  # which has ten classes, not two
-    architecture = loop.prepare(train, Sites()).architecture
+    architecture = prepare(train, Sites()).architecture
     weights = initial_weights.load(folder / "10.pth", architecture, head=False)
     assert "head" not in weights[0]
     still = replace(train, optimizer=replace(train.optimizer, schedule=_no_rate(train)))
@@ -134,7 +135,7 @@ def test_an_arm_that_is_given_weights_is_probed_without_a_training_step(net, con
 
 def test_a_run_goes_on_from_another_runs_weights_with_its_classifier(config, tmp_path):
     loop.train(config.train, Sites(), 0, tmp_path / "first" / "none" / "seed0", "first")
-    architecture = loop.prepare(config.train, Sites()).architecture
+    architecture = prepare(config.train, Sites()).architecture
     params, batch_stats = initial_weights.load(tmp_path / "first" / "none" / "seed0", architecture, head=True)
     first = loop.train(config.train, Sites(), 0, tmp_path / "first" / "none" / "seed0", "first")
     jax.tree.map(np.testing.assert_array_equal, params, first.state["params"])

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import vcreg_jax as vc
 from configs import table4_simclr
 from tests.reference import finite_differences
-from train.trainer import loop
+from train.trainer.prepare import prepare
 from vcreg_jax import Sites
 
 LOSSES = {
@@ -155,4 +155,4 @@ def test_a_batch_of_views_that_does_not_divide_over_the_devices_is_refused_befor
     with pytest.raises(
         ValueError, match=r"batch_size must divide by the 8 devices, got 4100\. Nearest: 4096 or 4104\.$"
     ):
-        loop.prepare(replace(config.train, batch_size=4100), Sites())  # before the data are looked for
+        prepare(replace(config.train, batch_size=4100), Sites())  # before the data are looked for

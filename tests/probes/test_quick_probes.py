@@ -14,6 +14,7 @@ from configs import digits
 from train.config import CheckpointConfig
 from train.data import pipeline
 from train.trainer import features, loop, online_probe
+from train.trainer.prepare import prepare
 from vcreg_jax import Sites
 from vcreg_jax.probes import quick
 
@@ -107,9 +108,9 @@ def test_the_step_of_the_largest_rankme_is_tested_if_asked_for_also_when_run_aga
     np.testing.assert_allclose(saved[trained.step], np.exp(-(p * np.log(p)).sum()), rtol=1e-4)
     assert loop.train(train, Sites(), 0, tmp_path, "again").step == trained.step
     with pytest.raises(ValueError, match="needs monitor_images > 0"):
-        loop.prepare(replace(train, monitor_images=0), Sites())
+        prepare(replace(train, monitor_images=0), Sites())
     with pytest.raises(ValueError, match="needs checkpoints.keep_best >= 1"):
-        loop.prepare(replace(train, checkpoints=CheckpointConfig(keep_best=0)), Sites())
+        prepare(replace(train, checkpoints=CheckpointConfig(keep_best=0)), Sites())
 
 
 @pytest.mark.parametrize("more", [(quick.knn, 2), (quick.ridge, 2, [1.0])])

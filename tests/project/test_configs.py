@@ -10,7 +10,7 @@ from train.experiments import experiment
 from train.experiments.grid import Grid
 from train.experiments.try_folder import lab_note
 from train.experiments.two_moons import TwoMoons
-from train.trainer import loop
+from train.trainer.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "recipes", "probes"))
@@ -37,10 +37,10 @@ def test_every_config_says_what_it_reproduces_and_can_run(path, tmp_path, monkey
         return  # its data and networks are made as it trains
     assert isinstance(config, Experiment | Grid)
     for sites in _sites(config):
-        loop.prepare(_with_stand_in(config.train), sites)
+        prepare(_with_stand_in(config.train), sites)
     if isinstance(config, Grid):
         for sites in _sites(config):
-            loop.prepare(_with_stand_in(config.search), sites)
+            prepare(_with_stand_in(config.search), sites)
 
 
 def _sites(config):

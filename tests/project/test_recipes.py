@@ -10,9 +10,9 @@ from flax import nnx
 from configs import recipes
 from train.augment import AugmentConfig, EvalTransformConfig, MixConfig
 from train.config import DataConfig
-from train.trainer import loop
 from train.trainer.model import Architecture, structure
 from train.trainer.optim import learning_rate, make_optimizer
+from train.trainer.prepare import prepare
 from vcreg_jax import Sites
 
 
@@ -149,6 +149,6 @@ def test_the_recipe_is_one_that_can_run(recipe):
         "synthetic", "label", data.mean, data.std, data.augment, data.evaluation, data.repeats, synthetic_images=5000
     )
 
-    prepared = loop.prepare(replace(train, data=synthetic), Sites())
+    prepared = prepare(replace(train, data=synthetic), Sites())
     batch = next(prepared.data.train_batches(64, 0, 0))
     assert batch["image"].shape == (64, data.augment.crop_size, data.augment.crop_size, 3)

@@ -16,7 +16,7 @@ from train.files import json_files
 from train.run import resume
 from train.run.folder import claim
 from train.run.log import MetricsFile
-from train.trainer import loop
+from train.trainer.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -71,7 +71,7 @@ def test_a_run_may_move_to_another_mesh_and_disk_but_not_change_its_batch_or_opt
 
 def test_folders_of_versions_that_lacked_a_field_go_on_unless_it_is_used(tmp_path, config):
     train = replace(config.train, data=replace(config.train.data, directory=str(tmp_path / "data")))
-    run = loop.prepare(train, vc.Sites())
+    run = prepare(train, vc.Sites())
     now = resume.description(train, vc.Sites(), 0, run.mesh, run.data)
     _claimed(tmp_path, replace(config, train=train))
     older, saved = json_files.read(tmp_path / "config.json"), json.loads(json.dumps(now))
@@ -107,7 +107,7 @@ def test_a_regularizers_weight_may_change_with_a_warning_while_no_run_of_its_arm
 
 def test_a_checkpoint_of_another_batch_seed_or_data_is_refused_and_other_surroundings_are_told(tmp_path, config):
     train = replace(config.train, data=replace(config.train.data, directory=str(tmp_path)))
-    run = loop.prepare(train, vc.Sites())
+    run = prepare(train, vc.Sites())
     saved = resume.description(train, config.arms["VCReg"], 0, run.mesh, run.data)
     assert resume.check(5, json.loads(json.dumps(saved)), saved) == []
     for changed, told in (
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_batch_seed_or_data_is_refused_and_other_surroun
 
 def test_the_fingerprint_of_data_sees_a_label_the_order_and_the_content(tmp_path, config):
     data = replace(config.train.data, directory=str(tmp_path))
-    selection = loop.prepare(replace(config.train, data=data), vc.Sites()).data.selection
+    selection = prepare(replace(config.train, data=data), vc.Sites()).data.selection
     same = replace(selection, targets=selection.targets.copy())
     assert same.fingerprint() == selection.fingerprint()
     targets = selection.targets.copy()

@@ -13,6 +13,7 @@ from train.reports import layers_section
 from train.trainer import diagnostics, loop
 from train.trainer.model import Architecture, abstract_state
 from train.trainer.objective import Classification
+from train.trainer.prepare import prepare
 from train.trainer.step import Normalize, make_train_step, split
 
 REG = vc.VCReg(alpha=1.28, beta=0.16, delta=0.05)
@@ -77,7 +78,7 @@ def test_the_training_step_is_the_same_program_with_and_without_it(config, tmp_p
 
     def lowered(*arguments):
         step = make_train_step.__wrapped__(*arguments)  # anew, not what the other run has made
-        run = loop.prepare(config, SITES)
+        run = prepare(config, SITES)
         state = abstract_state(run.architecture, run.optimizer, run.mesh)
         batch = {"image": jax.ShapeDtypeStruct((16, 8, 8, 1), np.uint8), "label": jax.ShapeDtypeStruct((16,), np.int32)}
         with jax.set_mesh(run.mesh):

@@ -14,6 +14,7 @@ from train.augment import MixConfig
 from train.run.log import MetricsFile
 from train.trainer import evaluation, loop
 from train.trainer.optim import learning_rate
+from train.trainer.prepare import prepare
 
 SITES = vc.Sites(block=vc.VCReg())
 
@@ -124,7 +125,7 @@ def test_a_finished_run_is_not_trained_again(config, tmp_path, monkeypatch):
 
 def test_evaluation_counts_every_example_once_whatever_the_batch_size(config, tmp_path):
     trained = loop.train(replace(config, steps=2), SITES, 0, tmp_path, "run")
-    data = loop.prepare(config, SITES).validation
+    data = prepare(config, SITES).validation
     images = np.stack([np.asarray(data.image(position))[..., None] for position in range(len(data))])
     logits = np.asarray(trained.predict(jax.numpy.asarray(images))[0], np.float64)
     labels = data.labels()
@@ -139,7 +140,7 @@ def test_evaluation_counts_every_example_once_whatever_the_batch_size(config, tm
 def test_configs_that_cannot_run_are_refused_before_any_work(config):
     def refused(message, **changes):
         with pytest.raises(ValueError, match=message):
-            loop.prepare(replace(config, **changes), SITES)
+            prepare(replace(config, **changes), SITES)
 
     refused(r"batch_size must divide by the 8 devices, got 100. Nearest: 96 or 104.", batch_size=100)
     refused(

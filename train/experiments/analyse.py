@@ -21,10 +21,10 @@ from train.data import pipeline
 from train.experiments import experiment
 from train.interop import saved_config
 from train.run.checkpoint_format import read_state, step_to_use
-from train.trainer import loop
 from train.trainer.evaluation import device_batches
 from train.trainer.mesh import host_rows
 from train.trainer.model import abstract_state, structure
+from train.trainer.prepare import prepare
 from train.trainer.step import Normalize, weights_to_use
 from vcreg_jax import Sites, metrics
 
@@ -120,7 +120,7 @@ def analyse(checkpoint: Checkpoint, data: DataConfig, settings: vc.mine.Settings
       ValueError: for a data set whose images the network cannot take, or another model's checkpoint.
     """
     config = checkpoint.train
-    run = loop.prepare(config, checkpoint.sites.map(lambda _, reg: vc.identity))
+    run = prepare(config, checkpoint.sites.map(lambda _, reg: vc.identity))
     splits = {name: pipeline.load(data, name) for name in SPLITS}
     supervised = config.joint_embedding is None  # else the outputs are no classes
     own_classes = supervised and pipeline.load(config.data, "train").class_names == splits["train"].class_names

@@ -24,6 +24,7 @@ from train.run.watchdog import Watchdog
 from train.trainer import loop
 from train.trainer.evaluation import Trained, evaluate
 from train.trainer.features import extract_cached
+from train.trainer.prepare import prepare
 from vcreg_jax import Sites
 
 
@@ -82,7 +83,7 @@ def _check(config: Experiment) -> dict[str, Any]:
     for candidates in arms(config).values():
         for candidate in candidates:
             train = recipe(config.train, candidate)
-            loop.prepare(train, candidate.sites)
+            prepare(train, candidate.sites)
             if start := candidate.given or train.initial_weights:
                 _weights(train, candidate.sites, start, head=bool(candidate.given) or train.initial_head)
     splits = [pipeline.load(config.train.data, split) for split in targets.NAMES]
@@ -209,7 +210,7 @@ def _train(
 
 
 def _weights(train: TrainConfig, sites: Sites, source: str, head: bool) -> initial_weights.Weights:
-    return initial_weights.load(Path(source).expanduser(), loop.prepare(train, sites).architecture, head)
+    return initial_weights.load(Path(source).expanduser(), prepare(train, sites).architecture, head)
 
 
 def _description(config: Experiment, command: str, seconds: float) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import jax
 from train.config import TrainConfig
 from train.data import measures
 from train.experiments.try_folder.images import Facts
-from train.trainer import loop
 from train.trainer import mesh as meshes
 from train.trainer.evaluation import device_batches
 from train.trainer.model import create_state
 from train.trainer.objective import objective
+from train.trainer.prepare import prepare
 from train.trainer.step import Normalize, make_train_step
 from vcreg_jax import Sites
 
@@ -89,7 +89,7 @@ def list_sides(facts: Facts) -> list[int]:
 
 def time_step(config: TrainConfig, sites: Sites) -> Timing:
     """The real step with real batches, the slower arm's, once it is compiled."""
-    run = loop.prepare(config, sites)
+    run = prepare(config, sites)
     normalize = Normalize(config.data.mean, config.data.std)
     step = make_train_step(run.graphdef, run.optimizer, normalize, objective(config), run.mesh, None, config.guard)
     with jax.set_mesh(run.mesh):
