@@ -14,12 +14,13 @@ from jaxtyping import Float
 
 from vcreg_jax.regularizers import of_batch
 from vcreg_jax.regularizers.add_gradient import pytree
+from vcreg_jax.regularizers.of_covariance import CovarianceRegularizer, degrees_of_freedom
 from vcreg_jax.regularizers.statistics import on_shards, statistics_dtype, vary_with
 
 
 @pytree("weight")
 @dataclass(frozen=True)
-class DeCov(of_batch.BatchRegularizer):
+class DeCov(CovarianceRegularizer):
     """Regularize features by DeCov: half the squared off-diagonal covariances, summed.
 
     It is applied as `VCReg` is, usually to the input of the classifier: `Sites(features=DeCov(...))`. With features `h`
@@ -55,18 +56,9 @@ class DeCov(of_batch.BatchRegularizer):
 
     lost_without_pairs = "nothing"
 
-    def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
-        """See `of_batch.BatchRegularizer`."""
-        return of_batch.penalty_of_covariance(self._of_covariance, h, keep, axes)
-
-    def gradient_of(
-        self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
-    ) -> Array:
-        """See `of_batch.BatchRegularizer`."""
-        return of_batch.gradient_of_covariance(self._of_covariance, h, keep, axes, samples_spec)
-
-    def _of_covariance(self, cov: Array, n: Any) -> Array:
-        off = jnp.where(jnp.eye(len(cov), dtype=bool), 0.0, cov) * (of_batch.degrees_of_freedom(n) / n)
+    def of_covariance(self, cov: Array, n: Any) -> Array:
+        """The formula above, by the unbiased covariance."""
+        off = jnp.where(jnp.eye(len(cov), dtype=bool), 0.0, cov) * (degrees_of_freedom(n) / n)
         return self.weight / 2 * (off**2).sum()
 
 

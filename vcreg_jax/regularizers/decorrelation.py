@@ -5,15 +5,14 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec
 
-from vcreg_jax.regularizers import of_batch
 from vcreg_jax.regularizers.add_gradient import pytree
+from vcreg_jax.regularizers.of_covariance import CovarianceRegularizer
 
 
 @pytree("weight")
 @dataclass(frozen=True)
-class Decorrelation(of_batch.BatchRegularizer):
+class Decorrelation(CovarianceRegularizer):
     """Regularize features by decorrelation: different features are to be uncorrelated, whatever their spread.
 
     Features `h` have the shape `(*samples, d)`. With C the unbiased covariance of the n samples and R_ij = C_ij /
@@ -53,17 +52,8 @@ class Decorrelation(of_batch.BatchRegularizer):
         if not self.eps > 0:
             raise ValueError(f"Decorrelation needs eps > 0 (zero variance would divide by 0), got {self.eps}.")
 
-    def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
-        """See `of_batch.BatchRegularizer`."""
-        return of_batch.penalty_of_covariance(self._of_covariance, h, keep, axes)
-
-    def gradient_of(
-        self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
-    ) -> Array:
-        """See `of_batch.BatchRegularizer`."""
-        return of_batch.gradient_of_covariance(self._of_covariance, h, keep, axes, samples_spec)
-
-    def _of_covariance(self, cov: Array, n: Any) -> Array:
+    def of_covariance(self, cov: Array, n: Any) -> Array:
+        """The mean squared correlation."""
         d = len(cov)
         scale = lax.rsqrt(jnp.diagonal(cov) + self.eps)
         correlations = jnp.where(jnp.eye(d, dtype=bool), 0.0, cov * scale[:, None] * scale[None])

@@ -7,7 +7,6 @@ called once for the batch, or once for each group.
 import functools
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
@@ -19,18 +18,13 @@ from jaxtyping import Bool, Float
 
 from vcreg_jax.regularizers.add_gradient import add_gradient
 from vcreg_jax.regularizers.statistics import (
-    centred,
     check_axis_name,
     explicit_sharding,
     in_groups,
-    less,
     map_groups,
-    mean_of,
-    moments,
     num_samples,
     num_shards,
     of_all_devices,
-    projected,
     sample_axes,
     shape_in_groups,
     statistics_dtype,
@@ -200,71 +194,3 @@ def count_of(h: Array, keep: Array | None, axes: tuple[str, ...]) -> Any:
         return max(num_samples(h, axes), 1)
     (own,) = vary_with(h, keep.sum(dtype=statistics_dtype(h)))
     return jnp.maximum(lax.psum(own, axes) if axes else own, 1)
-
-
-def penalty_of_covariance(
-    function: Callable[[Array, Any], Array],
-    h: Array,
-    keep: Array | None,
-    axes: tuple[str, ...],
-    directions: Float[Array, "d k"] | None = None,
-) -> Array:
-    """`function(C, n)` of the unbiased covariance C of n rows, in the textbook form; 0 for fewer than two rows.
-
-    With `directions`, of the covariance of the projections on them.
-    """
-    n, samples = count_of(h, keep, axes), tuple(range(h.ndim - 1))
-    x = less(h, mean_of(h, keep, axes))
-    x = x if keep is None else jnp.where(keep[..., None], x, 0.0)
-    x = x if directions is None else projected(x, directions)
-    scatter = lax.dot_general(x, x, ((samples, samples), ((), ())))
-    scatter = lax.psum(scatter, axes) if axes else scatter
-    return jnp.where(n > 1, function(scatter / degrees_of_freedom(n), n), 0.0)
-
-
-def gradient_of_covariance(
-    function: Callable[[Array, Any], Array],
-    h: Array,
-    keep: Array | None,
-    axes: tuple[str, ...],
-    samples_spec: PartitionSpec | None,
-    directions: Float[Array, "d k"] | None = None,
-) -> Array:
-    """Its gradient, by autodiff of `function` alone."""
-
-    def matrix(cov: Array, n: Any) -> Array:
-        return jax.grad(function)(cov, n) * (2 / degrees_of_freedom(n))
-
-    return gradient_by_matrix(matrix, h, keep, axes, samples_spec, directions)
-
-
-def gradient_by_matrix(
-    matrix: Callable[[Array, Any], Array],
-    h: Array,
-    keep: Array | None,
-    axes: tuple[str, ...],
-    samples_spec: PartitionSpec | None,
-    directions: Float[Array, "d k"] | None = None,
-) -> Array:
-    """x M for the centred rows x and the symmetric M = `matrix(C, n)`, with at most one all-reduce.
-
-    M is 2 / (n - 1) times the gradient of the penalty as a function of the covariance C of n rows. With directions S
-    it is x S M S'. With fewer than two rows it is 0.
-    """
-    if num_samples(h, axes) < 2:
-        return jnp.zeros(h.shape, statistics_dtype(h))
-    n, mean, cov = moments(h, axes, samples_spec, keep, directions)
-    pull = matrix(cov, n) if keep is None else jnp.where(n > 1, matrix(cov, n), 0.0)
-    # Written out once: TPUs would compute it anew with every tile of rows that it is multiplied with.
-    pull = lax.optimization_barrier(pull.astype(h.dtype))
-    x = centred(h, mean)
-    x = x if keep is None else jnp.where(keep[..., None], x, 0)
-    if directions is None:
-        return projected(x, pull)
-    in_sketch = projected(projected(x, directions).astype(h.dtype), pull).astype(h.dtype)
-    return projected(in_sketch, directions.T)
-
-
-def degrees_of_freedom(n: Any) -> Any:
-    """n - 1, at least 1: a float, since products of integers with it could overflow int32, or an array."""
-    return float(max(n - 1, 1)) if isinstance(n, int) else jnp.maximum(n - 1, 1)

@@ -6,7 +6,7 @@ incoming one. A model applies one wherever its `Sites` say and never knows which
 Paper: "Variance-Covariance Regularization Improves Representation Learning" (arXiv 2306.13292).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
-from vcreg_jax.regularizers import of_batch, sampling
+from vcreg_jax.regularizers import sampling
 from vcreg_jax.regularizers.add_gradient import pytree
+from vcreg_jax.regularizers.of_covariance import CovarianceRegularizer, degrees_of_freedom
 from vcreg_jax.regularizers.statistics import num_shards, sample_axes, shape_in_groups
 
 SCALES = ("equation_4", "algorithm_1")
@@ -23,7 +24,7 @@ SCALES = ("equation_4", "algorithm_1")
 
 @pytree("alpha", "beta")
 @dataclass(frozen=True)
-class VCReg(of_batch.BatchRegularizer):
+class VCReg(CovarianceRegularizer):
     """Regularize features by Variance-Covariance Regularization: `h = VCReg(...)(h)`.
 
     A call returns `h`, and the backward pass adds the gradient of the penalty. `h` has shape `(*samples, d)` and a
@@ -128,33 +129,33 @@ class VCReg(of_batch.BatchRegularizer):
         """Return Eqs. 2-4 and 7 of the rows that count, written out."""
         stride = sampling.stride(h.shape, self.sample, num_shards(axes))
         h, keep = sampling.keep(h, stride), sampling.keep_mask(keep, stride)
-        return of_batch.penalty_of_covariance(self._of_covariance, h, keep, axes)
+        return super().penalty_of(h, keep, axes)
 
-    def _of_covariance(self, cov: Array, n: Any) -> Array:
+    def of_covariance(self, cov: Array, n: Any) -> Array:
+        """Eqs. 2-4 and 7, as a function of the covariance of n samples."""
         d = len(cov)
         std = jnp.sqrt(jnp.diagonal(cov) + self.eps)
         variance_term = self.alpha * jnp.maximum(0.0, 1.0 - std).mean()
         off = jnp.where(jnp.eye(d, dtype=bool), 0.0, cov)
         clipped = off if self.delta is None else jnp.clip(off, -self.delta, self.delta)
         costs = clipped * (2 * off - clipped)  # off^2, and beyond delta 2 delta abs(off) - delta^2
-        factor = of_batch.degrees_of_freedom(n) if self.scale == "algorithm_1" else 1
+        factor = degrees_of_freedom(n) if self.scale == "algorithm_1" else 1
         return variance_term + self.beta * factor * costs.sum() / max(d * (d - 1), 1)
 
     def gradient_of(
         self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
     ) -> Array:
         """Return x M, the gradient of the same."""
-        if (stride := sampling.stride(h.shape, self.sample, num_shards(axes))) > 1:
-            rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
-            kept, keep = sampling.keep(h, stride), sampling.keep_mask(keep, stride)
-            of_kept = replace(self, sample=1).gradient_of(kept, keep, axes, rows)
-            # A TPU writes the whole map to memory: not in float32, since the sum with the incoming gradient is rounded.
-            return sampling.put_back(of_kept.astype(h.dtype), h.shape, stride)
-        return of_batch.gradient_by_matrix(self._matrix, h, keep, axes, samples_spec)
+        if (stride := sampling.stride(h.shape, self.sample, num_shards(axes))) == 1:
+            return super().gradient_of(h, keep, axes, samples_spec)
+        rows = samples_spec and PartitionSpec(*samples_spec[:1])  # the positions that are left may not divide
+        of_kept = super().gradient_of(sampling.keep(h, stride), sampling.keep_mask(keep, stride), axes, rows)
+        # A TPU writes the whole map to memory: not in float32, since the sum with the incoming gradient is rounded.
+        return sampling.put_back(of_kept.astype(h.dtype), h.shape, stride)
 
-    def _matrix(self, cov: Array, n: Any) -> Array:
+    def matrix(self, cov: Array, n: Any) -> Array:
         """M, the symmetric matrix with `gradient = x @ M`, from the covariance of n samples."""
-        d, degrees = cov.shape[-1], of_batch.degrees_of_freedom(n)
+        d, degrees = cov.shape[-1], degrees_of_freedom(n)
         on_diagonal = jnp.eye(d, dtype=bool)
         # Elementwise, since a diagonal taken out would be a kernel of its own on accelerators, and so what follows it.
         variances = jnp.where(on_diagonal, cov + self.eps, 1.0)

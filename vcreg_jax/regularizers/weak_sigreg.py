@@ -5,19 +5,17 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from vcreg_jax.regularizers import of_batch
 from vcreg_jax.regularizers.add_gradient import pytree
 from vcreg_jax.regularizers.directions import gaussian
-from vcreg_jax.regularizers.statistics import statistics_dtype
+from vcreg_jax.regularizers.of_covariance import CovarianceRegularizer
 
 
 @pytree("weight", "step")
 @dataclass(frozen=True)
-class WeakSIGReg(of_batch.BatchRegularizer):
+class WeakSIGReg(CovarianceRegularizer):
     """Regularize features by Weak-SIGReg: their sketched covariance is to be the identity.
 
     Features `h` have the shape `(*samples, d)`. With x = h - mean over samples, S a d x k matrix of independent
@@ -67,18 +65,7 @@ class WeakSIGReg(of_batch.BatchRegularizer):
         """S of this step for d features; None where it is the identity."""
         return gaussian(self.seed, self.step, d, self.sketch, dtype) / d**0.5 if d > self.sketch else None
 
-    def penalty_of(self, h: Array, keep: Array | None, axes: tuple[str, ...]) -> Array:
-        """See `of_batch.BatchRegularizer`."""
-        directions = self.directions(h.shape[-1], statistics_dtype(h))
-        return of_batch.penalty_of_covariance(self._of_covariance, h, keep, axes, directions)
-
-    def gradient_of(
-        self, h: Array, keep: Array | None, axes: tuple[str, ...], samples_spec: PartitionSpec | None
-    ) -> Array:
-        """See `of_batch.BatchRegularizer`."""
-        directions = self.directions(h.shape[-1], statistics_dtype(h))
-        return of_batch.gradient_of_covariance(self._of_covariance, h, keep, axes, samples_spec, directions)
-
-    def _of_covariance(self, cov: Array, n: Any) -> Array:
+    def of_covariance(self, cov: Array, n: Any) -> Array:
+        """The norm above."""
         off = ((cov - jnp.eye(len(cov), dtype=cov.dtype)) ** 2).sum()
         return self.weight * jnp.where(off > 0, jnp.sqrt(jnp.where(off > 0, off, 1.0)), 0.0)
