@@ -73,7 +73,8 @@ def masked(reg: Regularizer, mask: Bool[ArrayLike, "*leading"] | Int[ArrayLike, 
     """Return `reg` of the rows where `mask` is true (or not 0) alone, as if the others were not there: padding tokens.
 
     Statistics, counts and penalty are those of the kept rows, in a group scope of each group's own. Rows that are left
-    out receive nothing from `reg`, whatever they hold, NaN included; their incoming gradient passes unchanged.
+    out receive nothing from `reg`, whatever they hold, NaN included; their incoming gradient passes unchanged. It
+    sends no more than `reg` does: the counts travel with the statistics.
 
     Args:
       reg: a regularizer whose `penalty` and `gradient` take `keep`, as all of this library do; one of them `on_axis`
