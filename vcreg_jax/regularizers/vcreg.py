@@ -63,7 +63,7 @@ class VCReg(CovarianceRegularizer):
     sample axes but the first); the other rows receive nothing. This is the exact gradient of the kept rows' penalty,
     and an estimate of the whole map's. Averaged over the k^2 ways to place the rows, `x @ M` with M held is the exact
     one but for a factor (n - 1) / (n - k^2), and M is that of an unbiased estimate of C. Where fewer than 6 d rows
-    would be left, k is made smaller, down to 1. `gradient(h)` then has the dtype of `h`.
+    would be left, k is made smaller, down to 1. With k above 1 `gradient(h)` has the dtype of `h`.
 
     **Departures from the paper.** Algorithm 1 has no smooth L1 and expects centred rows. Here rows are centred for the
     statistics only, which is exact, since both gradients have zero column mean. Eq. 3 has no eps; Algorithm 1 does.
