@@ -2,7 +2,7 @@
 
 Paper  grid of alpha 0.16 to 1.28 and beta 0.01 to 0.16 (Appendix A); which point won is not said
 Ours   probes +3.9 (L-BFGS), +6.6 (AdamW), +12.4 (nearest neighbours) at the best point: docs/results/strength.md
-       twice as long: not run
+       twice as long: +3.7 (L-BFGS), +6.4 (AdamW), +10.8 (nearest neighbours)
 Run    python -m train run strength_digits; --point long; python -m train report strength
 Cost   138 runs of the search and 40 final ones, about 17 s each on one CPU core; "long" 12 and 30 of twice that
 
