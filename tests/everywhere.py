@@ -30,7 +30,7 @@ class Case(NamedTuple):
     in_numpy: InNumPy
     in_torch: InTorch
     sent: tuple[str, ...] = ("all-reduce",)
-    is_mean: bool = False  # of something that every sample has by itself, so that groups change nothing
+    is_mean: bool = False  # the penalty is a mean of what each sample has by itself, so groups change nothing
 
 
 def features(*shape: int, offset: float = 0.4) -> np.ndarray:

@@ -44,7 +44,7 @@ def wld(variant: Literal["direct", "det", "logdet"]) -> Case:
     def make(**fields) -> vc.WLDReg:
         return vc.WLDReg(**WLD | {"variant": variant} | fields)
 
-    # Both terms of "direct" are means over samples, and so is each sample's gradient its own.
+    # Both terms of "direct" are means over samples, so a sample's gradient needs no other sample.
     direct = variant == "direct"
     return Case(make, in_numpy, in_torch, sent=() if direct else ("all-reduce",), is_mean=direct)
 

@@ -30,8 +30,8 @@ CASES = {
     "VCReg, Algorithm 1": vcreg(scale="algorithm_1"),
     **{name: case for module in MODULES for name, case in module.CASES.items()},
 }
-# One of each way to count, to project and to send: what else the others do is a function of the covariance alone.
-ALONE = (
+# Those whose code for several devices no other one runs. The rest differ in a function of the covariance only.
+ON_DEVICES = (
     "VCReg, smooth L1",
     "VCReg, Algorithm 1",
     "SIGReg",
@@ -40,7 +40,7 @@ ALONE = (
     "WLD direct",
     "WLD logdet",
 )
-each_code = pytest.mark.parametrize("case", [CASES[name] for name in ALONE], ids=ALONE)
+each_code = pytest.mark.parametrize("case", [CASES[name] for name in ON_DEVICES], ids=ON_DEVICES)
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 

@@ -54,7 +54,7 @@ class DeCov(CovarianceRegularizer):
     scope: Literal["global"] | int = "global"
     axis_name: str | tuple[str, ...] | None = None
 
-    lost_without_pairs = "nothing"
+    missing_for_one_feature = "nothing"
 
     def of_covariance(self, cov: Array, n: Any) -> Array:
         """The formula above, by the unbiased covariance."""
@@ -156,7 +156,7 @@ class WLDReg(of_batch.BatchRegularizer):
         return lax.psum(total, axes) if axes else total
 
     def _pulled(self, rows: Array, keep: Array | None, pull: Array, *, axes: tuple[str, ...]) -> Array:
-        """How the penalty moves this shard's rows, if n S moves it by `pull`."""
+        """The gradient with respect to this shard's rows, from `pull`, the gradient with respect to n S."""
         del axes  # the rows of other shards do not move with these
         (pull,) = vary_with(rows, pull)
         return jax.vjp(lambda rows: self._similarities(rows, keep, axes=()), rows)[1](pull)[0]

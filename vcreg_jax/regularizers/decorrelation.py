@@ -45,7 +45,7 @@ class Decorrelation(CovarianceRegularizer):
     scope: Literal["global"] | int = "global"
     axis_name: str | tuple[str, ...] | None = None
 
-    lost_without_pairs = "nothing"
+    missing_for_one_feature = "nothing"
 
     def __post_init__(self) -> None:
         super().__post_init__()

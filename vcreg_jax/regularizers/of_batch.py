@@ -42,7 +42,7 @@ class BatchRegularizer:
 
     weights: ClassVar[tuple[str, ...]] = ("weight",)  # names of the fields to which the penalty is proportional
     fewest_rows: ClassVar[int] = 2  # with fewer it adds nothing
-    lost_without_pairs: ClassVar[str | None] = None  # what a single feature, which has no other, does not get
+    missing_for_one_feature: ClassVar[str | None] = None  # what it cannot add to a single feature
     scope: Literal["global"] | int  # whose statistics: the whole batch's, or each of k groups' of rows
     axis_name: str | tuple[str, ...] | None  # of a pmap, vmap or shard_map over whose devices the batch is split
 
@@ -152,8 +152,8 @@ class BatchRegularizer:
         if rows < self.fewest_rows:
             why = f"it needs {self.fewest_rows} samples, got {rows} in {h.shape}"
             warnings.warn(f"{name} adds nothing: {why}.", stacklevel=3)
-        elif h.shape[-1] == 1 and self.lost_without_pairs:
-            warnings.warn(f"{name} adds {self.lost_without_pairs}: it needs 2 features, got 1.", stacklevel=3)
+        elif h.shape[-1] == 1 and self.missing_for_one_feature:
+            warnings.warn(f"{name} adds {self.missing_for_one_feature}: it needs 2 features, got 1.", stacklevel=3)
 
 
 def _penalty(reg: BatchRegularizer, h: Array, keep: Array | None) -> Array:

@@ -39,7 +39,7 @@ def keep(h: Shaped[Array, "batch *positions d"], stride: int) -> Shaped[Array, "
 
 
 def keep_mask(mask: Bool[Array, " batch *positions"] | None, stride: int) -> Bool[Array, " batch *kept"] | None:
-    """The same of a mask of the samples."""
+    """`keep` for a mask, which has no axis of features."""
     return None if mask is None else keep(mask[..., None], stride)[..., 0]
 
 

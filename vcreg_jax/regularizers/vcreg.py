@@ -112,7 +112,7 @@ class VCReg(CovarianceRegularizer):
     sample: int = 1
 
     weights = ("alpha", "beta")
-    lost_without_pairs = "no covariance term"
+    missing_for_one_feature = "no covariance term"
 
     def __post_init__(self) -> None:
         super().__post_init__()
