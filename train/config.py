@@ -80,12 +80,13 @@ class ModelConfig:
     stochastic_depth: float = 0.0  # drop rate of the last block, linear from 0 at the first
     norm_scope: Literal["global"] | int = "global"  # whose statistics batch norms take, the batch's or k groups'
     zero_init_residual: bool = False  # each block of a ResNet starts as its shortcut: the scale of its last norm is 0
+    image_size: int | None = None  # side of the images, for ViTs and MLPs, which are made for one size; None: their own
     # Widths of layers with batch norm and ReLU between features and classifier, for training alone: features are those
     # before. None: none.
     projector: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        _check(self, stochastic_depth=_SHARE, projector=_COUNT)
+        _check(self, stochastic_depth=_SHARE, projector=_COUNT, image_size=_COUNT)
 
 
 @dataclass(frozen=True)

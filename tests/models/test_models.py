@@ -51,6 +51,8 @@ PUBLISHED = {  # parameters with 1000 classes, the CIFAR nets with 10
     "vit_tiny_patch16_224": 5_717_416,
     "vit_small_patch16_224": 22_050_664,
     "vit_small_patch32_224": 22_878_952,
+    "mlp6_512": None,  # ours
+    "mlp6_1024": None,  # ours with 1000 classes
 }
 CIFAR = ("resnet20", "resnet32", "resnet44", "resnet56")
 

@@ -26,6 +26,7 @@ import vcreg_jax as vc
 from train.files import whole_files
 from train.run.checkpoint_format import read_arrays, step_to_use
 from vcreg_jax import torch_weights
+from vcreg_jax.models.mlp import MLP
 from vcreg_jax.models.resnet_cifar import CifarResNet
 from vcreg_jax.models.torch_names import NAMINGS, from_torch
 from vcreg_jax.models.vit import ViT
@@ -190,9 +191,11 @@ def _abstract(name: str, shapes: Mapping[str, Shape] | None = None, headless: bo
     shapes = shapes or {}
     if bias := shapes.get("head/bias"):
         options["num_classes"] = bias[0]
-    stem = "patch_conv" if isinstance(model, ViT) else "stem_conv"
+    stem = "patch_conv" if isinstance(model, ViT | MLP) else "stem_conv"
     if len(kernel := shapes.get(f"{stem}/kernel", ())) == 4:
         options["in_channels"] = kernel[2]
+        if isinstance(model, MLP):
+            options["image_size"] = kernel[0]
     if isinstance(model, ViT) and len(positions := shapes.get("positions", ())) == 3:
         patch = model.patch_conv.kernel.shape[0]
         options["image_size"] = patch * max(math.isqrt(positions[1] - 1), 1)

@@ -33,6 +33,7 @@ class Architecture:
         """The network, freshly initialised."""
         norms = {} if self.config.norm_scope == "global" else {"norm_scope": self.config.norm_scope}
         starts = {"zero_init_residual": True} if self.config.zero_init_residual else {}  # an option of ResNets alone
+        sizes = {"image_size": self.config.image_size} if self.config.image_size else {}  # of ViTs and MLPs alone
         rngs, dtype = nnx.Rngs(params=jax.random.key(seed)), jnp.dtype(self.config.dtype)
         network: Any = vc.models.create(
             self.config.name,
@@ -43,6 +44,7 @@ class Architecture:
             sites=self.sites,
             **norms,
             **starts,
+            **sizes,
             rngs=rngs,
         )
         if self.joint_embedding is not None:

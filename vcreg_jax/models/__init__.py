@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from vcreg_jax.models.convnext import ConvNeXt
+from vcreg_jax.models.mlp import MLP
 from vcreg_jax.models.resnet import ResNet
 from vcreg_jax.models.resnet_cifar import CifarResNet
 from vcreg_jax.models.vit import TIMM, TORCHVISION, ViT
@@ -45,6 +46,8 @@ _MODELS: dict[str, partial[nnx.Module]] = {
     "vit_tiny_patch16_224": partial(ViT, 192, 12, 3, 16, TIMM),
     "vit_small_patch16_224": partial(ViT, 384, 12, 6, 16, TIMM),
     "vit_small_patch32_224": partial(ViT, 384, 12, 6, 32, TIMM),
+    "mlp6_512": partial(MLP, 6, 512),  # six layers; the hidden ones are so wide
+    "mlp6_1024": partial(MLP, 6, 1024),
 }
 
 
@@ -80,7 +83,7 @@ def create(
       rngs: its `params` stream draws the initial weights.
       dtype: of the computation; parameters are float32.
       **options: further arguments of the model's class, such as `in_channels`, `stochastic_depth`, `remat`,
-        `features_only`, `norm_scope` and `zero_init_residual` (ResNets), `image_size` (ViTs) or `shortcut` (CIFAR
+        `features_only`, `norm_scope` and `zero_init_residual` (ResNets), `image_size` (ViTs, MLPs) or `shortcut` (CIFAR
         ResNets).
 
     Returns:

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from vcreg_jax.models.convnext import ConvNeXt
+from vcreg_jax.models.mlp import MLP
 from vcreg_jax.models.resnet import ResNet
 from vcreg_jax.models.resnet_cifar import CifarResNet
 from vcreg_jax.models.vit import ViT
@@ -121,12 +122,24 @@ def _timm_vit(path: Path) -> str:
     raise KeyError(path)
 
 
+def _mlp(path: Path) -> str:
+    match path:
+        case ("patch_conv", leaf):
+            return f"stem.{_LEAF[leaf]}"
+        case ("layers", i, leaf):
+            return f"layers.{i}.{_LEAF[leaf]}"
+        case ("head", leaf):
+            return f"head.{_LEAF[leaf]}"
+    raise KeyError(path)
+
+
 # What each kind of model is called where; the first is what `export` writes unless told otherwise.
 NAMINGS: dict[type[nnx.Module], dict[str, Callable[[Path], str]]] = {
     ResNet: {"torchvision": _resnet, "timm": _resnet},
     CifarResNet: {"akamaster": _akamaster},
     ConvNeXt: {"torchvision": _torchvision_convnext, "timm": _timm_convnext},
     ViT: {"torchvision": _torchvision_vit, "timm": _timm_vit},
+    MLP: {"ours": _mlp},  # a torch `Conv2d(channels, width, image_size)`, then `Linear`s
 }
 
 # Keys that only one kind of file has, for telling a user what a file is.
@@ -137,6 +150,7 @@ KINDS = (
     ("stages.0.blocks.0.conv_dw.weight", "ConvNeXt with timm's names"),
     ("layer4.0.conv1.weight", "ResNet"),
     ("layer3.0.conv1.weight", "CifarResNet"),
+    ("layers.0.weight", "MLP"),
 )
 
 HEADS = (
