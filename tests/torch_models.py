@@ -13,6 +13,7 @@ from timm.models import vision_transformer as timm_vit
 from torchvision import models as tv
 from torchvision.models.convnext import CNBlockConfig
 
+from train.interop.crosscheck.torch_networks import perturbed
 from vcreg_jax.models.convnext import ConvNeXt
 from vcreg_jax.models.resnet import ResNet
 from vcreg_jax.models.resnet_cifar import CifarResNet
@@ -168,21 +169,6 @@ FAMILIES = {
         channels=1,
     ),
 }
-
-
-def perturbed(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """`net` with every parameter and running statistic moved, so that none of them is without effect.
-
-    A layer scale of 1e-6, a head of zeros or a variance of one would hide whatever stands behind it.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in net.state_dict().items():
-            if value.dtype.is_floating_point:
-                noise = torch.rand(value.shape, generator=rng)
-                is_matrix = value.ndim > 1 and not name.endswith("layer_scale")
-                value += (noise - 0.5) / value[0].numel() ** 0.5 if is_matrix else noise
-    return net
 
 
 def network(family: Family, num_classes: int = 10, seed: int = 0) -> torch.nn.Module:

@@ -15,10 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vcreg_jax as vc
-from tests.torch_models import CifarNet, perturbed
+from tests.torch_models import CifarNet
 from train.__main__ import main
 from train.config import CheckpointConfig
 from train.interop.convert import convert
+from train.interop.crosscheck.torch_networks import perturbed
 from train.run.checkpoints import Checkpoints
 from train.run.folder import write_json
 from train.trainer.step import split

@@ -13,10 +13,10 @@ from flax import nnx
 
 import vcreg_jax as vc
 from configs import digits
-from tests.torch_models import perturbed
 from train.__main__ import main
 from train.config import CheckpointConfig, Experiment
 from train.files import json_files
+from train.interop.crosscheck.torch_networks import perturbed
 from train.interop.export import read_program
 from train.run.checkpoints import Checkpoints
 from train.run.folder import as_json, claim, write_json

@@ -11,11 +11,12 @@ from PIL import Image
 
 from tests.data.test_images import encoded
 from tests.interop.test_export import run_folder, theirs
-from tests.torch_models import CifarNet, perturbed
+from tests.torch_models import CifarNet
 from train.__main__ import main
 from train.augment import EvalTransformConfig
 from train.files import json_files
 from train.interop import folder_features, given_network
+from train.interop.crosscheck.torch_networks import perturbed
 
 RNG = np.random.default_rng(0)
 WEIGHTS = Path(__file__).parents[3] / "shared/weights/resnet32-d509ac18.th"

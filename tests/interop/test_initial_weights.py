@@ -11,12 +11,13 @@ import torch
 import vcreg_jax as vc
 from configs import digits, finetune_cifar100
 from tests.tiny_network import SMALLEST_RESNET
-from tests.torch_models import CifarNet, channels_first, perturbed
+from tests.torch_models import CifarNet, channels_first
 from train.config import Candidate, ModelConfig
 from train.data import pipeline
 from train.experiments import experiment
 from train.files import json_files
 from train.interop import initial_weights
+from train.interop.crosscheck.torch_networks import perturbed
 from train.reports import report, report_page
 from train.trainer import loop
 from train.trainer.prepare import prepare

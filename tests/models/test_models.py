@@ -36,6 +36,7 @@ PUBLISHED = {  # parameters with 1000 classes, the CIFAR nets with 10
     "resnet44": 658_586,
     "resnet56": 853_018,
     "convnext_digits": None,  # ours
+    "convnext_digits_x2": None,  # ours
     "convnext_cifar": None,  # ours
     "convnext_atto": 3_695_520,
     "convnext_femto": 5_217_784,

@@ -19,7 +19,8 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 import vcreg_jax as vc
 from tests.development_images import load_reader
-from tests.torch_models import FAMILIES, CifarNet, Family, Step, batch, channels_first, network, perturbed, step
+from tests.torch_models import FAMILIES, CifarNet, Family, Step, batch, channels_first, network, step
+from train.interop.crosscheck.torch_networks import perturbed
 from vcreg_jax import torch_weights
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"

@@ -31,6 +31,7 @@ _MODELS: dict[str, partial[nnx.Module]] = {
     "resnet44": partial(CifarResNet, 7),
     "resnet56": partial(CifarResNet, 9),
     "convnext_digits": partial(ConvNeXt, (2, 2), (32, 64), 2),  # for 8x8 images
+    "convnext_digits_x2": partial(ConvNeXt, (2, 2), (64, 128), 2),
     "convnext_cifar": partial(ConvNeXt, (2, 2, 2), (24, 48, 96), 4),  # for 32x32 images on a CPU
     "convnext_atto": partial(ConvNeXt, (2, 2, 6, 2), (40, 80, 160, 320), timm_conv_mlp=True),
     "convnext_femto": partial(ConvNeXt, (2, 2, 6, 2), (48, 96, 192, 384), timm_conv_mlp=True),

@@ -120,12 +120,16 @@ TIMM_VIT = Network(
 
 
 def create(network: Network, seed: int) -> torch.nn.Module:
-    """The network with random weights, every parameter and running statistic moved away from its initial value.
+    """The network with random weights, perturbed."""
+    torch.manual_seed(seed)
+    return perturbed(network.create(num_classes=10), seed)
+
+
+def perturbed(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """`net` with every parameter and running statistic moved, so that none of them is without effect.
 
     A layer scale of 1e-6, a head of zeros or a variance of one would hide whatever stands behind it.
     """
-    torch.manual_seed(seed)
-    net = network.create(num_classes=10)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in net.state_dict().items():
