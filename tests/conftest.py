@@ -12,13 +12,14 @@ import pytest
 # Also beside a torch for which torchvision's compiled operators do not load: as this imports it, the tests can.
 import train.interop.crosscheck.torch_networks  # noqa: F401
 from tests import tiny_network
-from vcreg_jax import models
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most tests compile much and compute little: half the time. Those marked `optimized` compile with optimizations.
 jax.config.update("jax_disable_most_optimizations", True)
+# Nor does anyone look into these programs for the lines of Python that they come from: a twelfth of the time.
+jax.config.update("jax_include_full_tracebacks_in_locations", False)
 
 
 def _start_with_the_older_fusion_emitters():
@@ -59,7 +60,7 @@ def smallest():
     """The name of a network for tests of whole runs, which `create` takes as long as a module's tests run."""
     tiny_network.add_smallest()
     yield tiny_network.SMALLEST
-    del models._MODELS[tiny_network.SMALLEST], models._MODELS[tiny_network.SMALLEST_RESNET]
+    tiny_network.remove_smallest()
 
 
 @pytest.fixture

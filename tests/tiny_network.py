@@ -9,13 +9,20 @@ from vcreg_jax import models
 from vcreg_jax.models.convnext import ConvNeXt
 from vcreg_jax.models.resnet_cifar import CifarResNet
 
-SMALLEST, SMALLEST_RESNET = "smallest", "smallest_resnet"
+SMALLEST, TWO_STAGES, SMALLEST_RESNET = "smallest", "two_stages", "smallest_resnet"
 
 
 def add_smallest() -> None:
-    """Give `create` two networks of one block a stage, for tests of whole runs: for 8x8 images, and a CIFAR ResNet."""
-    models._MODELS[SMALLEST] = partial(ConvNeXt, (1, 1), (32, 64), 2)
+    """Give `create` networks for tests of whole runs: of one block, of two stages, and a ResNet with its three."""
+    models._MODELS[SMALLEST] = partial(ConvNeXt, (1,), (32,), 2)
+    models._MODELS[TWO_STAGES] = partial(ConvNeXt, (1, 1), (32, 64), 2)
     models._MODELS[SMALLEST_RESNET] = partial(CifarResNet, 1)
+
+
+def remove_smallest() -> None:
+    """Take them away again."""
+    for name in (SMALLEST, TWO_STAGES, SMALLEST_RESNET):
+        del models._MODELS[name]
 
 
 class Tiny(nnx.Module):

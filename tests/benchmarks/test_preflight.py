@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vcreg_jax as vc
 from configs import digits
-from tests.tiny_network import SMALLEST
+from tests.tiny_network import TWO_STAGES
 from train.__main__ import main
 from train.benchmarks import preflight, tpu_compiler
 from train.benchmarks.preflight import Plan
@@ -36,7 +36,7 @@ BLOCKS = [(IMAGES * 16, 32), (IMAGES * 4, 64)]
 
 
 def architecture(sites: vc.Sites) -> Architecture:
-    return Architecture(ModelConfig(SMALLEST), 2, (8, 8, 1), sites)
+    return Architecture(ModelConfig(TWO_STAGES), 2, (8, 8, 1), sites)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def plan_of(mesh, batch_size: int) -> Plan:
 def test_the_heading_says_what_is_compiled_and_for_what(mesh):
     assert preflight.heading(plan_of(mesh, 512)).splitlines() == [
         "digits: convnext_digits, float32, images of (8, 8, 1), 2 classes",
-        "v5e:2x2: 4 chips of 15.75 GiB, 512 images a step, 128 a chip; state 0.25 GiB a chip",
+        "v5e:2x2: 4 x 15.75 GiB, 512 images a step, 128 a device; state 0.25 GiB a device",
     ]
 
 

@@ -10,6 +10,7 @@ from sklearn.neighbors import NearestCentroid
 
 import vcreg_jax as vc
 from configs import digits
+from tests.tiny_network import TWO_STAGES
 from train.__main__ import main
 from train.config import Experiment
 from train.data import pipeline
@@ -22,14 +23,16 @@ from train.run.folder import as_json, claim
 from train.trainer.model import Architecture, create_state
 from train.trainer.prepare import prepare
 
+pytestmark = pytest.mark.usefixtures("smallest")
+
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, smallest):
+def folder(tmp_path_factory):
     """The checkpoint of a digits network, as it was drawn, that tells the ten digits apart."""
     directory = tmp_path_factory.mktemp("analyse")
     train = digits.get_config().train
     data = replace(train.data, label="digit", directory=str(directory / "data"))
-    train = replace(train, data=data, model=replace(train.model, name=smallest))
+    train = replace(train, data=data, model=replace(train.model, name=TWO_STAGES))
     arms = {"VCReg": vc.Sites(block=vc.VCReg(alpha=1.28, beta=0.16, delta=2.0), features=vc.identity)}
     config = Experiment("small", "small", train, arms, runs_directory=str(directory))
     run = prepare(train, arms["VCReg"])

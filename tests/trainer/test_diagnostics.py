@@ -9,6 +9,7 @@ import pytest
 
 import vcreg_jax as vc
 from configs import digits
+from tests.tiny_network import TWO_STAGES
 from train.reports import layers_section
 from train.trainer import diagnostics, loop
 from train.trainer.model import Architecture, abstract_state
@@ -20,10 +21,13 @@ REG = vc.VCReg(alpha=1.28, beta=0.16, delta=0.05)
 SITES = vc.Sites(block=REG, downsample=REG)
 
 
+pytestmark = pytest.mark.usefixtures("smallest")
+
+
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, smallest):
+def config(tmp_path_factory):
     train = digits.get_config().train
-    train = replace(train, model=replace(train.model, name=smallest))
+    train = replace(train, model=replace(train.model, name=TWO_STAGES))
     data = replace(train.data, directory=str(tmp_path_factory.mktemp("data")))
     schedule = replace(train.optimizer.schedule, warmup_steps=1)
     return replace(

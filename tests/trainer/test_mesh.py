@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import vcreg_jax as vc
-from tests.tiny_network import SMALLEST
+from tests.tiny_network import TWO_STAGES
 from train.benchmarks import preflight
 from train.config import DataConfig, MeshConfig, ModelConfig
 from train.data import pipeline
@@ -24,7 +24,7 @@ OPTIMIZER = optax.sgd(0.02, momentum=0.9)
 def twenty_steps(data, fsdp):
     """The losses, and the bytes of parameters and momentum that each device holds afterwards."""
     mesh = meshes.make_mesh(MeshConfig(data, fsdp), jax.devices()[: data * fsdp])
-    architecture = Architecture(ModelConfig(SMALLEST), 2, (8, 8, 1), SITES)
+    architecture = Architecture(ModelConfig(TWO_STAGES), 2, (8, 8, 1), SITES)
     state = create_state(architecture, OPTIMIZER, mesh, seed=0)
     train_step = make_train_step(
         structure(architecture)[0], OPTIMIZER, Normalize(DATA.mean, DATA.std), Classification(0.1), mesh

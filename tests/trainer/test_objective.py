@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import AxisType
 
 import vcreg_jax as vc
-from tests.tiny_network import SMALLEST
+from tests.tiny_network import TWO_STAGES
 from train.config import JointEmbedding, ModelConfig
 from train.trainer import mesh as meshes
 from train.trainer.model import Architecture, create_state, structure
@@ -31,7 +31,7 @@ def one_step(config: JointEmbedding, batch: dict[str, np.ndarray], devices: int 
     """The network and its weights before a step of plain gradient descent, the state after it, and its metrics."""
     mesh = jax.make_mesh((devices, 1), ("data", "fsdp"), (AxisType.Auto,) * 2, devices=jax.devices()[:devices])
     sites = vc.Sites(features=vc.VCReg(0.5, 0.5))
-    architecture = Architecture(ModelConfig(SMALLEST), 2, (8, 8, 1), sites, config)
+    architecture = Architecture(ModelConfig(TWO_STAGES), 2, (8, 8, 1), sites, config)
     optimizer = optax.sgd(0.1)
     graphdef, _ = structure(architecture)
     step = make_train_step(graphdef, optimizer, NORMALIZE, Agreement(config), mesh)
@@ -72,7 +72,7 @@ def test_halved_weights_make_views_that_go_one_by_one_count_their_mean():
     config = JointEmbedding(NTXent(0.5), (6, 4), views_together=False)
     batch = two_views(8)
     _, (params, stats), after, _ = one_step(config, batch)  # with VCReg(0.5, 0.5) at the features
-    plain, _ = structure(Architecture(ModelConfig(SMALLEST), 2, (8, 8, 1), vc.Sites(), config))
+    plain, _ = structure(Architecture(ModelConfig(TWO_STAGES), 2, (8, 8, 1), vc.Sites(), config))
     whole = vc.VCReg(1.0, 1.0)
 
     @jax.jit

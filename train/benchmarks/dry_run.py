@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.benchmarks.preflight import Plan, make_plan, remedies
+from train.benchmarks.preflight import Plan, heading, make_plan, remedies
 from train.benchmarks.tpu_compiler import GIB, TooLarge
 from train.config import Experiment
 from train.experiments import experiment
@@ -171,17 +171,6 @@ def random_batch(plan: Plan, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[st
     rng, most = np.random.default_rng(0), {"label": plan.num_classes, "erase_box": 1}
     batch = {name: rng.integers(0, most.get(name, 256), own.shape, own.dtype) for name, own in shapes.items()}
     return meshes.to_devices(batch, plan.mesh)
-
-
-def heading(plan: Plan) -> str:
-    """The network, the batch and the devices, as lines for a terminal."""
-    devices, images = plan.mesh.size, plan.train.batch_size
-    return (
-        f"{plan.name}: {plan.train.model.name}, {plan.train.model.dtype}, images of {plan.image_shape}, "
-        f"{plan.num_classes:,} classes\n"
-        f"{plan.topology}: {plan.hbm_bytes / GIB:.2f} GiB a device, {images:,} images a step, "
-        f"{images // devices:,} a device; state {plan.state_bytes / GIB:.2f} GiB a device"
-    )
 
 
 def describe(plan: Plan, found: Ran | TooLarge) -> str:

@@ -122,13 +122,13 @@ def _optimizer(architecture: Architecture, train: TrainConfig) -> optax.Gradient
 
 
 def heading(plan: Plan) -> str:
-    """What is to be compiled, as lines for a terminal."""
-    chips, images = plan.mesh.size, plan.train.batch_size
+    """The network, the batch and the devices, as lines for a terminal."""
+    devices, images = plan.mesh.size, plan.train.batch_size
     return (
         f"{plan.name}: {plan.train.model.name}, {plan.train.model.dtype}, images of {plan.image_shape}, "
-        f"{plan.num_classes} classes\n"
-        f"{plan.topology}: {chips} chips of {plan.hbm_bytes / GIB:.2f} GiB, {images} images a step, "
-        f"{images // chips} a chip; state {plan.state_bytes / GIB:.2f} GiB a chip"
+        f"{plan.num_classes:,} classes\n"
+        f"{plan.topology}: {devices} x {plan.hbm_bytes / GIB:.2f} GiB, {images:,} images a step, "
+        f"{images // devices:,} a device; state {plan.state_bytes / GIB:.2f} GiB a device"
     )
 
 
