@@ -96,13 +96,19 @@ def test_sites_see_what_pytorchs_blocks_downsampling_layers_and_last_norm_put_ou
     model = nnx.eval_shape(lambda: family.ours(num_classes=10, sites=sites, rngs=nnx.Rngs(0)))
     torch_weights.load(model, net.state_dict())
     images, _ = batch(family, n=2)
-    _, expected = model(jnp.asarray(images))
-    for recorder, pattern in ((block, family.blocks), (downsample, family.downsamples)):
+
+    @jax.jit
+    def seen(images):
+        _, expected = model(images)
+        return block.seen, downsample.seen, features.seen[0], expected
+
+    blocks, downsamples, last, expected = seen(images)
+    for ours, pattern in ((blocks, family.blocks), (downsamples, family.downsamples)):
         theirs = outputs(net, pattern, images) if pattern else []
-        assert len(recorder.seen) == len(theirs)
-        for mine, reference in zip(recorder.seen, theirs, strict=True):
+        assert len(ours) == len(theirs)
+        for mine, reference in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(mine, reference, rtol=1e-4, atol=1e-5 * np.abs(reference).max())
-    np.testing.assert_array_equal(features.seen[0], expected)
+    np.testing.assert_array_equal(last, expected)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +292,10 @@ def test_bfloat16_computes_close_to_float32_and_keeps_parameters_and_statistics_
     for dtype in (jnp.float32, jnp.bfloat16):
         model = nnx.eval_shape(lambda dtype=dtype: family.ours(num_classes=10, dtype=dtype, rngs=nnx.Rngs(0)))
         torch_weights.load(model, network(family).state_dict())
-        logits[dtype], _ = model(jnp.asarray(batch(family)[0]), train=True)
+        graph, state = nnx.split(model)
+        logits[dtype] = jax.jit(lambda state, x, graph=graph: nnx.merge(graph, state)(x, train=True)[0])(
+            state, batch(family)[0]
+        )
         assert logits[dtype].dtype == dtype
         assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype(jnp.float32)}
     wide, narrow = (np.asarray(value, np.float64) for value in logits.values())

@@ -15,6 +15,18 @@ from vcreg_jax.regularizers.add_gradient import identity
 from vcreg_jax.regularizers.sites import Sites
 
 
+class HiddenLayer(nnx.Module):
+    """A linear layer, the regularizer of its output, and a ReLU."""
+
+    def __init__(self, linear: nnx.Linear, site: Site):
+        self.linear = linear
+        self.site = site
+
+    def __call__(self, x: Float[Array, "b d"], train: bool) -> Float[Array, "b e"]:
+        """The layer's output."""
+        return jax.nn.relu(self.site(self.linear(x), train))
+
+
 class MLP(nnx.Module):
     """Linear layers with a ReLU after each but the last; a call returns `(logits, features)`.
 
@@ -74,8 +86,8 @@ class MLP(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.layers = nnx.List(linear(width) for _ in range(depth - 2))
-        self.sites = nnx.List(Site(sites.block, width) for _ in range(depth - 1))
+        self.patch_site = Site(sites.block, width)
+        self.layers = nnx.List(HiddenLayer(linear(width), Site(sites.block, width)) for _ in range(depth - 2))
         self.head = None if features_only else linear(num_classes)
         self.image_size = image_size
         self.site = Site(sites.features, width)
@@ -90,9 +102,8 @@ class MLP(nnx.Module):
                 f"This MLP takes images of {side}x{side}, got {images.shape[1]}x{images.shape[2]}. "
                 "Resize them, or create it with another image_size."
             )
-        first, *others = self.sites
-        x = jax.nn.relu(first(self.patch_conv(images).reshape(images.shape[0], -1), train))
-        for layer, site in zip(self.layers, others, strict=True):
-            x = jax.nn.relu(site(layer(x), train))
+        x = jax.nn.relu(self.patch_site(self.patch_conv(images).reshape(images.shape[0], -1), train))
+        for layer in self.layers:
+            x = layer(x, train)
         features = self.site(x, train)
         return None if self.head is None else self.head(features), features

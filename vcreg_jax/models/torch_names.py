@@ -126,7 +126,7 @@ def _mlp(path: Path) -> str:
     match path:
         case ("patch_conv", leaf):
             return f"stem.{_LEAF[leaf]}"
-        case ("layers", i, leaf):
+        case ("layers", i, "linear", leaf):
             return f"layers.{i}.{_LEAF[leaf]}"
         case ("head", leaf):
             return f"head.{_LEAF[leaf]}"
