@@ -16,6 +16,9 @@ from dataclasses import replace
 
 from configs import neighbours_digits
 from train.config import Candidate, Experiment, TrainConfig
+from train.experiments.grid import Grid
+
+WIDTHS = (128,), (512,), (128, 128), (512, 512)
 
 
 def get_config() -> Experiment:
@@ -25,27 +28,33 @@ def get_config() -> Experiment:
 
 def sweep() -> dict[str, Experiment]:
     """Both baselines."""
-    train = neighbours_digits.get_config().train
-    stopped = replace(train, eval_every=50, save_every=50, monitor_images=200, tested_by="rankme")
-    layers = ((128,), (512,), (128, 128), (512, 512))
-    rates = (2e-3, 4e-3, 8e-3, 16e-3)
+    return without_penalty(neighbours_digits.get_config(), "no_penalty", "Digits", look_every=50, images=200)
+
+
+def without_penalty(grid: Grid, name: str, data: str, look_every: int, images: int) -> dict[str, Experiment]:
+    """Both baselines, with the training, the seeds, the rates and the probes of `grid`.
+
+    RankMe is that of so many validation images, and is looked at every so many steps.
+    """
+    stopped = replace(
+        grid.train, eval_every=look_every, save_every=look_every, monitor_images=images, tested_by="rankme"
+    )
+    rates = grid.baseline_learning_rates
+
+    def experiment(kind: str, train: TrainConfig, candidates: tuple[Candidate, ...]) -> Experiment:
+        return Experiment(
+            name=f"{name}_{kind}",
+            title=f"{data} without a penalty: {kind.replace('_', ' ')}",
+            train=train,
+            arms={kind: candidates},
+            targets=grid.targets,
+            seeds=grid.seeds,
+            tuning_seed=grid.search_seeds[0],
+        )
+
     return {
-        "projector": experiment("projector", train, tuple(Candidate(projector=widths) for widths in layers)),
+        "projector": experiment("projector", grid.train, tuple(Candidate(projector=widths) for widths in WIDTHS)),
         "early_stopping": experiment(
             "early_stopping", stopped, tuple(Candidate(peak_learning_rate=rate) for rate in rates)
         ),
     }
-
-
-def experiment(name: str, train: TrainConfig, candidates: tuple[Candidate, ...]) -> Experiment:
-    """One arm, with the seeds and probes of the grid."""
-    grid = neighbours_digits.get_config()
-    return Experiment(
-        name=f"no_penalty_{name}",
-        title=f"Digits without a penalty: {name.replace('_', ' ')}",
-        train=train,
-        arms={name: candidates},
-        targets=grid.targets,
-        seeds=grid.seeds,
-        tuning_seed=grid.search_seeds[0],
-    )
