@@ -30,16 +30,16 @@ def theirs() -> torch.nn.Module:
     return perturbed(torchvision.models.resnet18(num_classes=5)).eval()
 
 
-def run_folder(directory, name: str):
+def run_folder(directory, name: str, **options):
     """As a finished run leaves it, the weights being PyTorch's."""
     train = digits.get_config().train
     data = replace(train.data, name="synthetic", mean=MEAN, std=STD, synthetic_size=24, channels=None, in_memory=False)
-    train = replace(train, data=data, model=replace(train.model, name=name))
+    train = replace(train, data=data, model=replace(train.model, name=name, **options))
     with claim(directory / "net", Experiment("net", "net", train, {"VCReg": vc.Sites(block=vc.VCReg(0.5))})):
         pass
     folder = directory / "net" / "VCReg" / "seed0"
     folder.mkdir(parents=True)
-    model = nnx.eval_shape(lambda: vc.models.create(name, num_classes=5, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: vc.models.create(name, num_classes=5, rngs=nnx.Rngs(0), **options))
     if name == "resnet18":
         vc.torch_weights.load(model, theirs().state_dict())
     else:
@@ -83,12 +83,13 @@ def test_the_program_has_torchvisions_logits_for_pixels_of_any_number_of_images(
     assert "('b', 24, 24, 3)" in card and "model.pth" not in card
 
 
-def test_the_card_says_what_it_is_and_its_code_runs(tmp_path, monkeypatch):
-    folder = run_folder(tmp_path, "convnext_digits")
+@pytest.mark.parametrize(("name", "options"), [("convnext_digits", {}), ("mlp6_512", {"image_size": 24})])
+def test_the_card_says_what_it_is_and_its_code_runs(name, options, tmp_path, monkeypatch):
+    folder = run_folder(tmp_path, name, **options)
     main(["export", str(folder), "--to", "safetensors"])
     card = (folder / "export" / "README.md").read_text()
     about = ("0123abc", "python -m train run net.py", "synthetic", '"alpha": 0.5', f"jax | {jax.__version__} |")
-    for said in ("convnext_digits, 5 classes", "accuracy | 0.91235 |", *about):
+    for said in (f"{name}, 5 classes", "accuracy | 0.91235 |", *about):
         assert said in card
     monkeypatch.chdir(folder / "export")
     names: dict = {}

@@ -32,7 +32,7 @@ _HOW_TO_LOAD = {
 from flax import nnx
 from safetensors.numpy import load_file
 
-model = vc.models.create("{name}", {head}, in_channels={channels}, rngs=nnx.Rngs(0))
+model = vc.models.create("{name}", {options}, rngs=nnx.Rngs(0))
 vc.torch_weights.load(model, load_file("model.safetensors"))""",
     "torchvision": """import torch, torchvision
 
@@ -186,8 +186,10 @@ def card(run: Run, target: Path) -> str:
     data, result = train["data"], run.folder / "result.json"
     classes, channels = 0 if run.model.head is None else run.model.head.kernel.shape[-1], _channels(run.model)
     about = json_files.read(found) if (found := target / PROGRAM).is_file() else {}
-    words = {"name": run.name, "classes": classes, "channels": channels}
-    words["head"] = f"num_classes={classes}" if classes else "features_only=True"
+    options = [f"num_classes={classes}" if classes else "features_only=True", f"in_channels={channels}"]
+    if side := train["model"].get("image_size"):
+        options.append(f"image_size={side}")
+    words = {"name": run.name, "classes": classes, "options": ", ".join(options)}
     words |= {"shape": tuple(about.get("image_shape", ())), "jax": about.get("jax", "of an unknown version")}
     loading = [
         f"## {file}\n\n```python\n{_HOW_TO_LOAD[to].format(**words)}\n```"
