@@ -10,6 +10,7 @@ import pytest
 from train import command_line, config_file
 from train.commands import COMMANDS, GROUPS
 from train.config import ModelConfig
+from train.files import json_files
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -143,3 +144,12 @@ def test_the_moving_digits_collapse_without_a_regularizer_and_not_with_one(monke
     none, *regularized = found.values()
     assert none["spread"] < 0.01 and none["position, R^2"] < 0.2
     assert all(arm["spread"] > 0.5 and arm["position, R^2"] > 0.7 for arm in regularized)
+
+
+def test_published_results_are_what_was_written(capsys):
+    published = sorted((ROOT / "docs" / "results").glob("*.json"))
+    assert len(published) > 30
+    for path in published:
+        json_files.read(path)  # raises for a hash that is of other numbers; older files have none
+    without = capsys.readouterr().err.count("has no hash")
+    assert without <= len(published) - 7

@@ -46,6 +46,13 @@ def test_a_file_without_a_hash_is_taken_with_a_note(tmp_path, capsys):
     assert capsys.readouterr().err == f"note: {tmp_path / 'old.json'} has no hash: it is taken as it is.\n"
 
 
+def test_a_part_of_a_file_can_be_written_as_a_file_of_its_own(tmp_path):
+    json_files.write(tmp_path / "whole.json", [VALUES, {"accuracy": 0.5}])
+    part = json.loads((tmp_path / "whole.json").read_text())[0]  # with its hash, as any JSON reader has it
+    json_files.write(tmp_path / "part.json", part | {"accuracy": 0.25})
+    assert json_files.read(tmp_path / "part.json") == VALUES | {"accuracy": 0.25}
+
+
 def test_no_flipped_bit_of_metrics_is_read_in_silence(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path, 0)

@@ -96,7 +96,8 @@ _MEND = "Move the file away to go on without what it says."
 def _seal(value: Any) -> Any:
     if isinstance(value, list):
         return [_seal(each) for each in value]
-    plain = json.loads(json.dumps(value))  # tuples become lists, keys text: the hash is of what will be read
+    # Tuples become lists, keys text: the hash is of what will be read. A part of another file has a hash already.
+    plain = _bare(json.loads(json.dumps(value)))
     return plain | {KEY: text_hash(plain)}
 
 
