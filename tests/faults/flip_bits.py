@@ -97,7 +97,7 @@ def _read_run(folder: Path) -> dict[str, str]:
         kept = b"".join(np.ascontiguousarray(array).tobytes() for array in features._open(path.parent, described))
         found[str(path)] = hashlib.sha256(kept).hexdigest()
     for path in folder.rglob("checkpoints/[0-9]*"):
-        for name, array in read_arrays(path.absolute())[0].items():
+        for name, array in read_arrays(path)[0].items():
             found[f"{path}/{name}"] = hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
     return found
 

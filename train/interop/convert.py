@@ -281,7 +281,7 @@ def _read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
     one = directory if (directory / "about").is_dir() else None
     if one is None and step is None:
         raise ValueError(f"{directory} holds no checkpoint. Give the folder `checkpoints` of a run, or a file.")
-    state, about = read_arrays((one or directory / str(step)).absolute())
+    state, about = read_arrays(one or directory / str(step))
     average = "ema/" if any(path.startswith("ema/") for path in state) else ""
     groups = (f"{average}params/", f"{average}batch_stats/")
     tensors = {

@@ -144,7 +144,7 @@ def _read_by_orbax(folder: Any, wanted: Arrays) -> dict[str, jax.Array]:
     orbax_tracebacks.drop()
     with warnings.catch_warnings(action="ignore"):
         try:
-            return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(shapes))
+            return ocp.StandardCheckpointHandler().restore(folder.absolute(), args=ocp.args.StandardRestore(shapes))
         except Exception as error:  # Orbax and TensorStore raise many types, some of them `Exception` itself
             reason = f"{folder} cannot be read: {first_line(error.__cause__ or error)}."
         gc.collect()  # what is left of the other arrays
