@@ -17,11 +17,9 @@ from dataclasses import replace
 from configs import fashion_mnist, probes
 from configs.strength_digits import get_config as of_digits
 from train.augment import AugmentConfig, EvalTransformConfig
-from train.config import AdamW, Cosine, DataConfig, NearestNeighborsConfig, OptimizerConfig, ProbeConfig, Target
+from train.config import AdamW, Cosine, DataConfig, NearestNeighborsConfig, OptimizerConfig, Target
 from train.experiments.grid import Grid, Strengths
 from vcreg_jax import Sites, VCReg
-
-PROBE = ProbeConfig("label", "in small", l2_low=1e-2, l2_high=1e5, l2_count=15, standardize=True, tolerance=1e-3)
 
 
 def get_config() -> Grid:
@@ -67,7 +65,7 @@ def grid(name: str, title: str, data: DataConfig, steps: int) -> Grid:
         at_once=8,
         baseline_learning_rates=(2e-3, 4e-3, 8e-3, 16e-3),
         targets={
-            "L-BFGS": Target(PROBE),
+            "L-BFGS": Target(probes.PAPER),
             "AdamW": Target(replace(probes.SUBCLASSES, label="label")),
             "20-NN": Target(NearestNeighborsConfig("label")),
         },
