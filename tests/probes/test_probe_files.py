@@ -53,6 +53,18 @@ def test_the_choice_and_the_accuracy_are_scikit_learns_of_every_layer(tmp_path, 
     assert "300 + 200 + 500 rows to train, validate and test" in said
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "end"), [(1e2, 1e5, "weakest"), (1e-6, 1e-3, "strongest"), (1e-3, 1e3, ""), (1.0, 1.0, "")]
+)
+def test_strengths_that_end_too_soon_are_named(tmp_path, low, high, end, capsys):
+    count = 1 if low == high else 4
+    options = ["--l2-low", str(low), "--l2-high", str(high), "--l2-count", str(count)]
+    main(["probe", *map(str, _save(tmp_path / "a")), *options])
+    beyond = {"weakest": "lower l2_low", "strongest": "raise l2_high", "": ""}[end]
+    said = capsys.readouterr().out
+    assert (f"the {end} strength was best" in said and beyond in said) if end else "strength was best" not in said
+
+
 def test_names_of_classes_and_other_keys_mean_the_same(tmp_path):
     names = np.array([f"digit {label}" for label in range(10)])[LABELS]
     numbers, words = (

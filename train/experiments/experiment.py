@@ -12,7 +12,7 @@ import numpy as np
 
 from train.config import Candidate, Experiment, Target, TrainConfig
 from train.data import builders, checks, pipeline
-from train.experiments import targets
+from train.experiments import doubts, targets
 from train.experiments.targets import Arrays, FeaturesOf
 from train.files import arrays, json_files, whole_files
 from train.interop import initial_weights
@@ -157,9 +157,8 @@ def _train_and_test(
             said.add(protocol)
             print(protocol)
         print(f"{arm}, seed {seed}, {name}: {found['accuracy']:.2%}", flush=True)
-        if not found["converged"]:
-            norm = found["worst_gradient_norm"]
-            print(f"{arm}, seed {seed}, {name}: the probe stopped at gradient {norm:.1e}", file=sys.stderr)
+        for doubt in doubts.list_doubts(found):
+            print(f"{arm}, seed {seed}, {name}: {doubt}", file=sys.stderr)
     if not hosts.is_first():
         return
     if drawn:

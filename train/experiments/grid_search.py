@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ import numpy as np
 
 from train.config import Target, TrainConfig
 from train.data import pipeline
-from train.experiments import grid, targets
+from train.experiments import doubts, grid, targets
 from train.experiments.grid import BASELINE, Grid, Setting
 from train.experiments.targets import FeaturesOf
 from train.files import json_files
@@ -228,6 +229,9 @@ def _evaluate(
         scores = [of["validation_accuracy"] for of in found.values()]
         own |= {"skipped": int(skipped[index]), "targets": found}
         own["score"] = statistics.mean(scores) if scores else own["accuracy"]
+        for name, of_target in found.items() if part == FINAL else ():
+            for doubt in doubts.list_doubts(of_target):
+                print(f"{own['arm']}, seed {own['seed']}, {name}: {doubt}", file=sys.stderr)
         if found:
             print(f"{part}: {own['arm']} {own['alpha']:g} {own['beta']:g}, seed {own['seed']}: {own['score']:.2%}")
     return results

@@ -11,6 +11,7 @@ import numpy as np
 import vcreg_jax as vc
 from train.config import ProbeConfig
 from train.data.division import Division, divide
+from train.experiments import doubts
 from vcreg_jax.probes import linear
 
 LABELS = ("labels", "label", "y", "targets", "target")
@@ -110,7 +111,7 @@ def format_table(found: Sequence[Mapping[str, Any]]) -> str:
     width = max(len("layer"), *(len(str(row["layer"])) for row in found))
     lines = [f"{'layer':{width}}  {'d':>6}  test %  validation %  strength  effective rank"]
     for row in found:
-        doubt = "" if row["converged"] else f"  not converged (gradient {row['worst_gradient_norm']:.1e})"
+        doubt = "".join(f"  {doubt}" for doubt in doubts.list_doubts(row))
         lines.append(
             f"{row['layer']:{width}}  {row['features']:>6,}  {100 * row['test_accuracy']:6.2f}  "
             f"{100 * row['validation_accuracy']:12.2f}  {row['l2']:8.2g}  {row['effective_rank']:14.1f}{doubt}"
@@ -139,12 +140,13 @@ def _held_out(splits: dict[str, linear.Split]) -> dict[str, linear.Split]:
 
 
 def _probed(splits: Mapping[str, linear.Split], num_classes: int, config: ProbeConfig) -> dict[str, Any]:
+    strengths = linear.l2_grid(config.l2_low, config.l2_high, config.l2_count)
     result = linear.select_and_test(
         splits["train"],
         splits["validation"],
         splits["test"],
         num_classes,
-        linear.l2_grid(config.l2_low, config.l2_high, config.l2_count),
+        strengths,
         metric=config.metric,
         standardize=config.standardize,
         tolerance=config.tolerance,
@@ -159,6 +161,7 @@ def _probed(splits: Mapping[str, linear.Split], num_classes: int, config: ProbeC
         "test_accuracy": result.test_accuracy,
         "validation_accuracy": float(result.validation_accuracy.max()),
         "l2": result.l2,
+        "end_of_strengths": doubts.name_end(result.l2, strengths),
         "validation_accuracy_by_l2": result.validation_accuracy.tolist(),
         "effective_rank": float(vc.metrics.effective_rank(train)),
         "converged": result.converged,

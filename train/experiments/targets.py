@@ -18,7 +18,7 @@ from train.config import (
     Target,
 )
 from train.data import checks, pipeline
-from train.experiments import gradient_probe
+from train.experiments import doubts, gradient_probe
 from vcreg_jax.probes import linear, quick
 from vcreg_jax.probes.linear import Split
 
@@ -110,6 +110,7 @@ def test(target: Target, features_of: FeaturesOf) -> tuple[dict[str, Any], Array
             how = _arguments(target, target.probe)
             probe = linear.select_and_test(train, val, test, protocol=target.probe.protocol, **how)
             found |= {"l2": probe.l2, "converged": probe.converged, "worst_gradient_norm": probe.worst_gradient_norm}
+            found |= {"end_of_strengths": doubts.name_end(probe.l2, how["l2"])}
             arrays |= {"l2": np.asarray(how["l2"]), "validation_accuracy": np.asarray(probe.validation_accuracy)}
         found |= {
             "accuracy": probe.test_accuracy,
