@@ -1,7 +1,7 @@
 """The other regularizers of features beside VCReg: CIFAR-10 and CIFAR-100, each at its best of four strengths.
 
 Paper  has DeCov and WLD-Reg beside VCReg in Table 2, and none of the others
-Ours   not run
+Ours   CIFAR-10: each is best at the weakest strength tried; see docs/results/neighbours.md. The other points: not run
 Run    python -m train prepare cifar10 --from FOLDER; python -m train prepare cifar100 --from FOLDER
        python -m train run neighbours_cifar --point cifar10; --point "cifar10 weaker"; --point cifar100
 Cost   one CPU core: about 1.2 minutes for 600 steps
