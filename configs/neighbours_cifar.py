@@ -10,8 +10,8 @@ Cost   one CPU core: about 1.2 minutes for 600 steps
 those of strength_cifar10.py, whose rows of VCReg and of none at its best of four rates stand in the same table. Here
 none is only at that rate, to show that it is the same training. "cifar100": trained on the 20 superclasses, probed on
 the 100 classes; 900 steps, 300 in the search. Nothing of it was run before, so VCReg and four rates of none are in it.
-The strengths are those of neighbours_digits.py. A regularizer goes where its own paper puts it. Nearly all of them were
-best at their weakest strength on CIFAR-10, so "cifar10 weaker" goes on from there: that strength and three below it.
+The strengths are those of neighbours_digits.py. A regularizer goes where its own paper puts it. All of them were best
+at their weakest strength on CIFAR-10. "cifar10 weaker" tries that one and a tenth, a hundredth, a thousandth of it.
 """
 
 from dataclasses import replace

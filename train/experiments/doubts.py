@@ -7,7 +7,7 @@ import numpy as np
 
 
 def name_end(chosen: float, strengths: Sequence[float] | np.ndarray) -> Literal["weakest", "strongest", ""]:
-    """Which end of the strengths was chosen, so that better ones may lie beyond it; "" for none, or if there is one."""
+    """Say at which end of the strengths tried the chosen one lies; "" in between, or if only one was tried."""
     if len(strengths) < 2 or not np.isin(chosen, (np.min(strengths), np.max(strengths))):
         return ""
     return "weakest" if chosen == np.min(strengths) else "strongest"
